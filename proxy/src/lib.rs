@@ -1,0 +1,1 @@
+//! Transparent mTLS sidecar proxy.

@@ -1,0 +1,2 @@
+//! Placeholder until the first real entry point lands.
+fn main() {}

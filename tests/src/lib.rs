@@ -1,0 +1,1 @@
+//! Pods made of network namespaces.
