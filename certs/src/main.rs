@@ -1,2 +1,11 @@
-//! Placeholder until the first real entry point lands.
-fn main() {}
+//! `pillion-certs`: makes an authority, issues SVIDs, and says what is wrong with a certificate.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    cli::run(&cli::Cli::parse())
+}

@@ -1,0 +1,114 @@
+//! The authorities of each trust domain.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use crate::dates::system_time;
+use crate::spiffe::TrustDomain;
+
+/// A certificate that can't stand in a trust bundle, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BundleError {
+    /// Nothing to trust.
+    #[error("it holds no certificate")]
+    Empty,
+    /// Not a certificate; the number counts from 1.
+    #[error("certificate {0} is malformed: {1}")]
+    Malformed(usize, String),
+    /// Not an authority's certificate (X509-SVID §4.1, §4.3); the number counts from 1. One without
+    /// any key usage is taken, as tools make them by default.
+    #[error("certificate {0} may not issue: an authority has cA true and keyCertSign")]
+    NotAnAuthority(usize),
+    /// The domain has a bundle already. Bundles are never merged.
+    #[error("trust domain {0} has a bundle already; keep all its certificates in one file")]
+    Twice(TrustDomain),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Authority {
+    pub(crate) not_before: i64,
+    pub(crate) not_after: i64,
+    pub(crate) path_len: Option<u32>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Bundle {
+    // Parallel to `authorities`: webpki wants the anchors as one slice.
+    pub(crate) anchors: Vec<TrustAnchor<'static>>,
+    pub(crate) authorities: Vec<Authority>,
+}
+
+/// The authorities of each trust domain. A chain is validated against the bundle of its own
+/// identity's trust domain and no other, so one domain's authority can't vouch for another's
+/// workloads (SPIFFE Trust Domain and Bundle).
+#[derive(Debug, Clone, Default)]
+pub struct TrustBundles(HashMap<TrustDomain, Bundle>);
+
+impl TrustBundles {
+    /// No domain at all: everything is refused.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a domain's authorities. An expired one is taken (a bundle keeps the old through a
+    /// rotation), but nothing is verified by it.
+    ///
+    /// # Errors
+    /// [`BundleError`] when there is no certificate, one that isn't an authority's, or the domain
+    /// is there already; nothing is added then.
+    pub fn add(
+        &mut self,
+        domain: TrustDomain,
+        certificates: &[CertificateDer<'_>],
+    ) -> Result<(), BundleError> {
+        if certificates.is_empty() {
+            return Err(BundleError::Empty);
+        }
+        let mut bundle = Bundle { anchors: Vec::new(), authorities: Vec::new() };
+        for (number, der) in (1..).zip(certificates) {
+            let malformed = |e: &dyn fmt::Display| BundleError::Malformed(number, e.to_string());
+            let (_, parsed) = X509Certificate::from_der(der).map_err(|e| malformed(&e))?;
+            let constraints = parsed.basic_constraints().map_err(|e| malformed(&e))?;
+            let usage = parsed.key_usage().map_err(|e| malformed(&e))?;
+            if !parsed.is_ca() || usage.is_some_and(|e| !e.value.key_cert_sign()) {
+                return Err(BundleError::NotAnAuthority(number));
+            }
+            let anchor = webpki::anchor_from_trusted_cert(der).map_err(|e| malformed(&e))?;
+            bundle.anchors.push(anchor.to_owned());
+            bundle.authorities.push(Authority {
+                not_before: parsed.validity().not_before.timestamp(),
+                not_after: parsed.validity().not_after.timestamp(),
+                path_len: constraints.and_then(|e| e.value.path_len_constraint),
+            });
+        }
+        if self.0.contains_key(&domain) {
+            return Err(BundleError::Twice(domain));
+        }
+        self.0.insert(domain, bundle);
+        Ok(())
+    }
+
+    pub(crate) fn of(&self, domain: &TrustDomain) -> Option<&Bundle> {
+        self.0.get(domain)
+    }
+
+    /// Each domain with the end of its longest-lived authority: after that, nobody of that domain
+    /// can be verified.
+    pub fn not_after(&self) -> impl Iterator<Item = (&TrustDomain, SystemTime)> {
+        self.0.iter().map(|(domain, bundle)| {
+            let last = bundle.authorities.iter().map(|a| a.not_after).max();
+            (domain, system_time(last.unwrap_or_default()))
+        })
+    }
+
+    /// The domains, in no order.
+    pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.0.keys()
+    }
+}

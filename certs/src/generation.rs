@@ -1,0 +1,263 @@
+//! One generation of certificates, with all that a handshake needs, built once.
+//!
+//! A generation never changes. When the files do, the next one is built beside it and published in
+//! its place; connections keep the one that they began with.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+use crate::dates::{seconds, system_time};
+use crate::leaf::{self, Leaf};
+use crate::refusal::PeerRefusal;
+use crate::spiffe::{SpiffeId, TrustDomain};
+use crate::verify::{SvidVerifier, TrustBundles, VerifiedPeer};
+
+/// The ALPN under which one TLS connection is one connection of the application, as Istio's
+/// sidecars name it.
+pub const ALPN_MESH: &[u8] = b"istio";
+
+/// What a mesh client offers and a mesh server accepts, the preferred first.
+pub const ALPN_PROTOCOLS: &[&[u8]] = &[ALPN_MESH];
+
+/// Which key exchange groups are offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KeyExchange {
+    /// X25519MLKEM768 first, then X25519 and P-256.
+    #[default]
+    Auto,
+    /// X25519 and P-256 alone: a smaller ClientHello, for peers or paths that choke on a large one.
+    Classic,
+}
+
+/// Why a generation can't be built from certificates that could be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GenerationError {
+    /// The private key isn't the leaf's.
+    #[error("the private key does not belong to the certificate")]
+    KeyMismatch,
+    /// The private key is of a kind that isn't taken.
+    #[error("the private key can't be used: {0}; use ECDSA P-256, P-384, Ed25519 or RSA 2048")]
+    UnusableKey(String),
+    /// Our own leaf breaks a rule that we hold peers to.
+    #[error("our own certificate is no X.509-SVID: {0}")]
+    OwnSvid(PeerRefusal),
+    /// TLS can't be set up; a fault of this build, not of the files.
+    #[error("TLS can't be set up: {0}")]
+    Tls(String),
+}
+
+/// An own identity, the bundles to check peers with, and the TLS configurations made of them.
+pub struct TlsGeneration {
+    own: Leaf,
+    verifier: Arc<SvidVerifier>,
+    server_mesh: Arc<ServerConfig>,
+    server_plain: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+}
+
+impl TlsGeneration {
+    /// Builds everything from our chain (leaf first), its private key and the trust bundles.
+    ///
+    /// The leaf is held to the rules for a peer's, but for its dates and issuer: an expired
+    /// certificate loads, see [`TlsGeneration::is_expired`].
+    ///
+    /// # Errors
+    /// [`GenerationError`]; an empty chain is `OwnSvid(NoCertificate)`.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        bundles: TrustBundles,
+        key_exchange: KeyExchange,
+    ) -> Result<Self, GenerationError> {
+        let end_entity =
+            chain.first().ok_or(GenerationError::OwnSvid(PeerRefusal::NoCertificate))?;
+        let own = leaf::check(end_entity).map_err(GenerationError::OwnSvid)?;
+        let provider = Arc::new(provider(key_exchange));
+        let identity = Arc::new(certified_key(chain, key, &provider)?);
+        let verifier = Arc::new(SvidVerifier::new(bundles));
+        let tls = |e: rustls::Error| GenerationError::Tls(e.to_string());
+        let server = |alpn: &[&[u8]]| server_config(&provider, &verifier, &identity, alpn);
+        Ok(Self {
+            own,
+            server_mesh: Arc::new(server(ALPN_PROTOCOLS).map_err(tls)?),
+            server_plain: Arc::new(server(&[]).map_err(tls)?),
+            client: Arc::new(client_config(&provider, &verifier, &identity).map_err(tls)?),
+            verifier,
+        })
+    }
+
+    /// Our own identity.
+    #[must_use]
+    pub fn own_id(&self) -> &SpiffeId {
+        &self.own.id
+    }
+
+    /// Our own trust domain.
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        self.own.id.trust_domain()
+    }
+
+    /// The serial number of our leaf in lower-case hex.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.own.serial
+    }
+
+    /// The beginning of our leaf's validity.
+    #[must_use]
+    pub fn not_before(&self) -> SystemTime {
+        system_time(self.own.not_before)
+    }
+
+    /// The end of our leaf's validity.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        system_time(self.own.not_after)
+    }
+
+    /// Whether our leaf has expired: peers will refuse it, so whoever holds this isn't ready.
+    #[must_use]
+    pub fn is_expired(&self, now: UnixTime) -> bool {
+        seconds(now) > self.own.not_after
+    }
+
+    /// Each trusted domain with the end of its longest-lived authority.
+    pub fn ca_not_after(&self) -> impl Iterator<Item = (&TrustDomain, SystemTime)> {
+        self.verifier.bundles().not_after()
+    }
+
+    /// The server's side: TLS 1.3, a client certificate is mandatory, no resumption.
+    ///
+    /// With `alpn`, a client that offers protocols must offer one of [`ALPN_PROTOCOLS`] (one that
+    /// offers none is served); without, whatever it offers is left unanswered.
+    #[must_use]
+    pub fn server_config(&self, alpn: bool) -> Arc<ServerConfig> {
+        Arc::clone(if alpn { &self.server_mesh } else { &self.server_plain })
+    }
+
+    /// The client's side: TLS 1.3, our certificate, [`ALPN_PROTOCOLS`] offered, no SNI, no
+    /// resumption. Connect with [`TlsGeneration::server_name`].
+    #[must_use]
+    pub fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.client)
+    }
+
+    /// The name to hand to a TLS client where its interface wants one. It is never sent and never
+    /// compared: peers are known by their SPIFFE identity.
+    #[must_use]
+    pub fn server_name() -> ServerName<'static> {
+        ServerName::IpAddress(std::net::IpAddr::from([0, 0, 0, 0]).into())
+    }
+
+    /// The verifier of peers, for a check without a handshake.
+    #[must_use]
+    pub fn verifier(&self) -> &Arc<SvidVerifier> {
+        &self.verifier
+    }
+
+    /// The identity of a peer whose handshake has just finished under this generation.
+    ///
+    /// The verifier remembers the chains that it verified, by their SHA-256; one that isn't
+    /// remembered (or has expired since) gets the full check again, so there is no way to a
+    /// [`VerifiedPeer`] without one.
+    ///
+    /// # Errors
+    /// The reason to refuse the chain; `None` and an empty one are [`PeerRefusal::NoCertificate`].
+    pub fn verified_peer(
+        &self,
+        chain: Option<&[CertificateDer<'_>]>,
+    ) -> Result<VerifiedPeer, PeerRefusal> {
+        self.verifier.verified_peer(chain, UnixTime::now())
+    }
+}
+
+impl fmt::Debug for TlsGeneration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsGeneration")
+            .field("own_id", &self.own.id)
+            .field("serial", &self.own.serial)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Our choice and order of algorithms; the signature algorithms are the library's.
+fn provider(key_exchange: KeyExchange) -> CryptoProvider {
+    let groups: Vec<&'static dyn SupportedKxGroup> = match key_exchange {
+        KeyExchange::Auto => {
+            vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1]
+        }
+        KeyExchange::Classic => vec![kx_group::X25519, kx_group::SECP256R1],
+    };
+    CryptoProvider { cipher_suites: cipher_suites(), kx_groups: groups, ..default_provider() }
+}
+
+/// AES-128 first where the CPU computes AES itself, ChaCha20 first where it doesn't.
+fn cipher_suites() -> Vec<SupportedCipherSuite> {
+    #[cfg(target_arch = "x86_64")]
+    let aes = std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    let aes = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let aes = false;
+    let mut suites =
+        vec![cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_AES_256_GCM_SHA384];
+    suites.insert(if aes { 2 } else { 0 }, cipher_suite::TLS13_CHACHA20_POLY1305_SHA256);
+    suites
+}
+
+fn certified_key(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, GenerationError> {
+    CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => GenerationError::KeyMismatch,
+        other => GenerationError::UnusableKey(other.to_string()),
+    })
+}
+
+fn server_config(
+    provider: &Arc<CryptoProvider>,
+    verifier: &Arc<SvidVerifier>,
+    identity: &Arc<CertifiedKey>,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::clone(verifier) as _)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(identity))));
+    // A resumed session would bring back a peer without a look at its certificate's dates.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+fn client_config(
+    provider: &Arc<CryptoProvider>,
+    verifier: &Arc<SvidVerifier>,
+    identity: &Arc<CertifiedKey>,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(verifier) as _)
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(identity))));
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.enable_sni = false;
+    config.alpn_protocols = ALPN_PROTOCOLS.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}

@@ -1,0 +1,391 @@
+//! From files to a [`TlsGeneration`].
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+
+use crate::files::{Content, ContentHash, Directories, Hasher, ReadFault};
+pub use crate::generation::KeyExchange;
+use crate::generation::{GenerationError, TlsGeneration};
+use crate::refusal::PeerRefusal;
+use crate::spiffe::TrustDomain;
+use crate::verify::TrustBundles;
+
+/// The most bytes that any one file may have.
+pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// The most bundles that a directory of trust bundles may hold.
+pub const MAX_TRUST_BUNDLES: usize = 256;
+
+/// How often all files are read until two readings in a row agree.
+const MAX_READINGS: usize = 5;
+
+/// Where our own certificate and private key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SvidSource {
+    /// Two PEM files: the chain, leaf first, and the key.
+    Files {
+        /// The chain.
+        cert: PathBuf,
+        /// The private key: PKCS#8, SEC1 or PKCS#1.
+        key: PathBuf,
+    },
+    /// One PEM file with the key and the chain, in either order.
+    Bundle {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// The files of an identity, and what must hold for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// Our certificate and key.
+    pub svid: SvidSource,
+    /// The authorities of our own trust domain, PEM.
+    pub ca: PathBuf,
+    /// A directory with `<trust domain>.pem` for each other domain. Other files in it, and hidden
+    /// ones, are left alone.
+    pub trust_bundles_dir: Option<PathBuf>,
+    /// Our trust domain, where it isn't simply that of our certificate; the two must be equal.
+    pub trust_domain: Option<TrustDomain>,
+    /// Which key exchange to offer.
+    pub key_exchange: KeyExchange,
+}
+
+impl IdentityFiles {
+    /// Everything that is read, for a watch: the files, and the directory of bundles.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = match &self.svid {
+            SvidSource::Files { cert, key } => vec![cert.clone(), key.clone()],
+            SvidSource::Bundle { file } => vec![file.clone()],
+        };
+        paths.push(self.ca.clone());
+        paths.extend(self.trust_bundles_dir.clone());
+        paths
+    }
+}
+
+/// Why there is no generation from these files. Each message names the file and the cure.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The file isn't there.
+    #[error("{}: not found; is the volume mounted and the certificate issued?", .0.display())]
+    NotFound(PathBuf),
+    /// The file can't be opened or read.
+    #[error("{}: {reason}; check its mode, owner and kind", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        reason: String,
+    },
+    /// More than [`MAX_FILE_BYTES`].
+    #[error("{}: {bytes} bytes; {MAX_FILE_BYTES} is the most, is it the right file?", .path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes it has.
+        bytes: u64,
+    },
+    /// No bytes at all.
+    #[error("{}: empty; wait for its writer or issue the certificate again", .0.display())]
+    Empty(PathBuf),
+    /// Not PEM, or without what the file is for.
+    #[error("{}: {reason}; it must hold {wanted} in PEM", .path.display())]
+    BadPem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What the file is for.
+        wanted: &'static str,
+    },
+    /// The key isn't the certificate's: often a pair caught between two writes.
+    #[error("{}: the key does not belong to the certificate; issue both together", .0.display())]
+    KeyMismatch(PathBuf),
+    /// The key is of a kind that isn't taken.
+    #[error("{}: {reason}", .path.display())]
+    UnusableKey {
+        /// The file with the key.
+        path: PathBuf,
+        /// What is wrong and what would do.
+        reason: String,
+    },
+    /// Our certificate breaks a rule that peers hold us to.
+    #[error("{}: not an X.509-SVID that peers accept: {refusal}", .path.display())]
+    OwnSvidInvalid {
+        /// The file with the certificate.
+        path: PathBuf,
+        /// The rule.
+        refusal: PeerRefusal,
+    },
+    /// Our certificate is of another trust domain than configured.
+    #[error("{}: of trust domain {found}, but {expected} is configured", .path.display())]
+    TrustDomain {
+        /// The file with the certificate.
+        path: PathBuf,
+        /// The certificate's.
+        found: TrustDomain,
+        /// The configured one.
+        expected: TrustDomain,
+    },
+    /// A trust bundle that can't be taken.
+    #[error("{}: as a trust bundle: {reason}", .path.display())]
+    Bundle {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The files changed all the while.
+    #[error(
+        "the certificate files changed during each of {MAX_READINGS} readings; the next poll tries again"
+    )]
+    Changing,
+    /// TLS can't be set up.
+    #[error("TLS can't be set up: {0}")]
+    Tls(String),
+}
+
+impl LoadError {
+    /// Every value that [`LoadError::label`] can have.
+    pub const ALL_LABELS: &'static [&'static str] = &[
+        "not_found",
+        "unreadable",
+        "too_large",
+        "empty",
+        "bad_pem",
+        "key_mismatch",
+        "unusable_key",
+        "own_svid_invalid",
+        "trust_domain",
+        "bundle",
+        "changing",
+        "tls",
+    ];
+
+    /// The reason as a stable `snake_case` word, for a metric label.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "not_found",
+            Self::Unreadable { .. } => "unreadable",
+            Self::TooLarge { .. } => "too_large",
+            Self::Empty(_) => "empty",
+            Self::BadPem { .. } => "bad_pem",
+            Self::KeyMismatch(_) => "key_mismatch",
+            Self::UnusableKey { .. } => "unusable_key",
+            Self::OwnSvidInvalid { .. } => "own_svid_invalid",
+            Self::TrustDomain { .. } => "trust_domain",
+            Self::Bundle { .. } => "bundle",
+            Self::Changing => "changing",
+            Self::Tls(_) => "tls",
+        }
+    }
+
+    fn reading(path: &Path, fault: ReadFault) -> Self {
+        let path = path.to_owned();
+        match fault {
+            ReadFault::NotFound => Self::NotFound(path),
+            ReadFault::Unreadable(reason) => Self::Unreadable { path, reason },
+            ReadFault::TooLarge(bytes) => Self::TooLarge { path, bytes },
+            ReadFault::Empty => Self::Empty(path),
+        }
+    }
+}
+
+/// Loads a generation. An expired certificate of our own is no error, see
+/// [`TlsGeneration::is_expired`]; one that doesn't chain to our own bundle at `now` is only warned
+/// of, because certificate and bundle rotate at different moments.
+///
+/// # Errors
+/// The first [`LoadError`].
+pub fn load(files: &IdentityFiles, now: UnixTime) -> Result<TlsGeneration, LoadError> {
+    build(files, &read_stable(files)?, now)
+}
+
+/// All that the files hold, from one reading.
+pub(crate) struct Snapshot {
+    cert: Content,
+    key: Content,
+    ca: Content,
+    bundles: Vec<(PathBuf, TrustDomain, Content)>,
+    pub(crate) hash: ContentHash,
+}
+
+/// Reads everything until two readings agree, so that a file caught during its rewriting isn't
+/// taken.
+pub(crate) fn read_stable(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
+    let mut last = read_once(files);
+    for _ in 1..MAX_READINGS {
+        let next = read_once(files);
+        let agree = match (&last, &next) {
+            (Ok(a), Ok(b)) => a.hash == b.hash,
+            (Err(a), Err(b)) => a == b,
+            _ => false,
+        };
+        if agree {
+            return next;
+        }
+        last = next;
+    }
+    Err(LoadError::Changing)
+}
+
+fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
+    let mut directories = Directories::default();
+    let mut read = |path: &Path| {
+        directories.read(path, MAX_FILE_BYTES).map_err(|fault| LoadError::reading(path, fault))
+    };
+    let (cert, key) = match &files.svid {
+        SvidSource::Files { cert, key } => (read(cert)?, read(key)?),
+        SvidSource::Bundle { file } => {
+            let both = read(file)?;
+            (both.clone(), both)
+        }
+    };
+    let ca = read(&files.ca)?;
+    let bundles = match &files.trust_bundles_dir {
+        Some(directory) => read_bundles(directory, &mut directories)?,
+        None => Vec::new(),
+    };
+    let mut hasher = Hasher::new();
+    for part in [&cert, &key, &ca] {
+        hasher.part(part);
+    }
+    for (_, domain, content) in &bundles {
+        hasher.part(domain.as_str().as_bytes());
+        hasher.part(content);
+    }
+    Ok(Snapshot { cert, key, ca, bundles, hash: hasher.finish() })
+}
+
+fn read_bundles(
+    directory: &Path,
+    directories: &mut Directories,
+) -> Result<Vec<(PathBuf, TrustDomain, Content)>, LoadError> {
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => LoadError::NotFound(directory.to_owned()),
+        _ => LoadError::Unreadable { path: directory.to_owned(), reason: error.to_string() },
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directories.resolve(directory)).map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        if let Some(name) = name.to_str()
+            && let Some(domain) = name.strip_suffix(".pem")
+            && !name.starts_with('.')
+        {
+            names.push((directory.join(name), domain.to_owned()));
+        }
+        if names.len() > MAX_TRUST_BUNDLES {
+            let reason = format!("more than {MAX_TRUST_BUNDLES} bundles");
+            return Err(LoadError::Bundle { path: directory.to_owned(), reason });
+        }
+    }
+    names.sort();
+    let mut bundles = Vec::with_capacity(names.len());
+    for (path, name) in names {
+        let domain = name.parse::<TrustDomain>().map_err(|error| LoadError::Bundle {
+            path: path.clone(),
+            reason: format!("the file's name is no trust domain: {error}"),
+        })?;
+        let content = directories
+            .read(&path, MAX_FILE_BYTES)
+            .map_err(|fault| LoadError::reading(&path, fault))?;
+        bundles.push((path, domain, content));
+    }
+    Ok(bundles)
+}
+
+pub(crate) fn build(
+    files: &IdentityFiles,
+    snapshot: &Snapshot,
+    now: UnixTime,
+) -> Result<TlsGeneration, LoadError> {
+    let (cert_path, key_path) = match &files.svid {
+        SvidSource::Files { cert, key } => (cert, key),
+        SvidSource::Bundle { file } => (file, file),
+    };
+    let chain = certificates(cert_path, &snapshot.cert)?;
+    let key = private_key(key_path, &snapshot.key)?;
+    let refused = |refusal| LoadError::OwnSvidInvalid { path: cert_path.clone(), refusal };
+    let own = chain.first().ok_or(PeerRefusal::NoCertificate).and_then(crate::leaf::check);
+    let own_domain = own.map_err(refused)?.id.trust_domain().clone();
+    if let Some(expected) = files.trust_domain.as_ref().filter(|domain| **domain != own_domain) {
+        let (path, expected) = (cert_path.clone(), expected.clone());
+        return Err(LoadError::TrustDomain { path, found: own_domain, expected });
+    }
+    let bundles = trust_bundles(files, snapshot, &own_domain)?;
+    let generation = TlsGeneration::new(chain.clone(), key, bundles, files.key_exchange);
+    let generation = generation.map_err(|error| match error {
+        GenerationError::KeyMismatch => LoadError::KeyMismatch(key_path.clone()),
+        GenerationError::UnusableKey(_) => {
+            LoadError::UnusableKey { path: key_path.clone(), reason: error.to_string() }
+        }
+        GenerationError::OwnSvid(refusal) => refused(refusal),
+        GenerationError::Tls(reason) => LoadError::Tls(reason),
+    })?;
+    if let Err(refusal) = generation.verifier().verify(&chain, now) {
+        let (file, reason) = (cert_path.display(), refusal.to_string());
+        tracing::warn!(%file, %reason, "peers with our trust bundle would refuse our certificate");
+    }
+    warn_if_world_readable(key_path);
+    Ok(generation)
+}
+
+fn trust_bundles(
+    files: &IdentityFiles,
+    snapshot: &Snapshot,
+    own_domain: &TrustDomain,
+) -> Result<TrustBundles, LoadError> {
+    let mut bundles = TrustBundles::new();
+    let mut add = |path: &Path, domain: &TrustDomain, content: &[u8]| {
+        bundles
+            .add(domain.clone(), &certificates(path, content)?)
+            .map_err(|error| LoadError::Bundle { path: path.to_owned(), reason: error.to_string() })
+    };
+    add(&files.ca, own_domain, &snapshot.ca)?;
+    for (path, domain, content) in &snapshot.bundles {
+        add(path, domain, content)?;
+    }
+    Ok(bundles)
+}
+
+fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, LoadError> {
+    let bad = |reason: String| LoadError::BadPem {
+        path: path.to_owned(),
+        reason,
+        wanted: "certificates",
+    };
+    let certificates: Result<Vec<_>, pem::Error> =
+        CertificateDer::pem_slice_iter(content).collect();
+    let certificates = certificates.map_err(|error| bad(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(bad("no \"BEGIN CERTIFICATE\" in it".to_owned()));
+    }
+    Ok(certificates)
+}
+
+fn private_key(path: &Path, content: &[u8]) -> Result<PrivateKeyDer<'static>, LoadError> {
+    PrivateKeyDer::from_pem_slice(content).map_err(|error| LoadError::BadPem {
+        path: path.to_owned(),
+        reason: match error {
+            pem::Error::NoItemsFound => "no unencrypted \"BEGIN ... PRIVATE KEY\" in it".to_owned(),
+            other => other.to_string(),
+        },
+        wanted: "a private key (PKCS#8, SEC1 or PKCS#1)",
+    })
+}
+
+// The mode is whoever's who mounted it: a warning, not a refusal.
+fn warn_if_world_readable(key: &Path) {
+    let mode = fs::metadata(key).map_or(0, |metadata| metadata.permissions().mode());
+    if mode & 0o004 != 0 {
+        let file = key.display();
+        tracing::warn!(%file, mode = %format!("{:o}", mode & 0o777), "anyone may read the private key");
+    }
+}

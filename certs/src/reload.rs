@@ -1,0 +1,87 @@
+//! The next generation when the files change; the last good one when they are broken.
+
+use std::sync::Arc;
+
+use rustls_pki_types::UnixTime;
+
+use crate::files::ContentHash;
+use crate::generation::TlsGeneration;
+use crate::load::{IdentityFiles, LoadError, build, read_stable};
+
+/// What a poll found.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Nothing new, be it good or bad.
+    Unchanged,
+    /// A generation to publish: a new one, or the last good one again when its content came back
+    /// after something broken.
+    Loaded(Arc<TlsGeneration>),
+    /// Something new and broken. The last good generation stays.
+    Failed(LoadError),
+}
+
+#[derive(PartialEq, Eq)]
+enum Seen {
+    Nothing,
+    Content(ContentHash),
+    Unread(LoadError),
+}
+
+/// Polls an identity's files. By content, not by time stamps: those lie on some volumes, and a
+/// rewrite with the same bytes is no rotation.
+pub struct Reloader {
+    files: IdentityFiles,
+    seen: Seen,
+    good: Option<(ContentHash, Arc<TlsGeneration>)>,
+}
+
+impl Reloader {
+    /// A reloader that has read nothing yet; the first poll loads.
+    #[must_use]
+    pub fn new(files: IdentityFiles) -> Self {
+        Self { files, seen: Seen::Nothing, good: None }
+    }
+
+    /// The last good generation, if there ever was one.
+    #[must_use]
+    pub fn current(&self) -> Option<&Arc<TlsGeneration>> {
+        self.good.as_ref().map(|(_, generation)| generation)
+    }
+
+    /// The files that it polls, for a watch.
+    #[must_use]
+    pub fn files(&self) -> &IdentityFiles {
+        &self.files
+    }
+
+    /// Reads the files; builds and returns the next generation where their content is new. Each
+    /// content that fails is reported once.
+    pub fn poll(&mut self, now: UnixTime) -> Outcome {
+        let snapshot = read_stable(&self.files);
+        let seen = match &snapshot {
+            Ok(snapshot) => Seen::Content(snapshot.hash),
+            Err(error) => Seen::Unread(error.clone()),
+        };
+        if seen == self.seen {
+            return Outcome::Unchanged;
+        }
+        self.seen = seen;
+        let snapshot = match snapshot {
+            Ok(snapshot) => snapshot,
+            Err(error) => return Outcome::Failed(error),
+        };
+        if let Some((hash, generation)) = &self.good
+            && *hash == snapshot.hash
+        {
+            return Outcome::Loaded(Arc::clone(generation));
+        }
+        match build(&self.files, &snapshot, now) {
+            Ok(generation) => {
+                let generation = Arc::new(generation);
+                self.good = Some((snapshot.hash, Arc::clone(&generation)));
+                Outcome::Loaded(generation)
+            }
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+}

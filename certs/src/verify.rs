@@ -1,0 +1,414 @@
+//! The check of a peer's X.509-SVID, whole, in both directions of the handshake.
+//!
+//! A chain is judged in this order: its size, the leaf by the X509-SVID rules, then the path, from
+//! the leaf to an authority in the bundle of the identity's own trust domain. No name of the
+//! transport (SNI, DNS or IP SANs) has a part in it: an identity is a SPIFFE ID and nothing else.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_lc_rs::digest;
+use rustls::SignatureScheme;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+
+use crate::bundles::{Authority, Bundle};
+pub use crate::bundles::{BundleError, TrustBundles};
+use crate::dates::{rfc3339, seconds, system_time};
+use crate::leaf;
+use crate::refusal::{LeafSummary, PeerRefusal};
+use crate::seen::SeenPeers;
+use crate::spiffe::SpiffeId;
+
+/// The most certificates that a peer's chain may have, the leaf included.
+pub const MAX_CHAIN_CERTIFICATES: usize = 4;
+/// The most DER bytes that a peer's chain may have.
+pub const MAX_CHAIN_BYTES: usize = 16 * 1024;
+
+/// A peer whose certificate passed the full check. Only [`SvidVerifier`] makes one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VerifiedPeer(Arc<Peer>);
+
+#[derive(PartialEq, Eq)]
+struct Peer {
+    id: SpiffeId,
+    serial: String,
+    not_before: i64,
+    not_after: i64,
+}
+
+impl VerifiedPeer {
+    /// The peer's identity.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.0.id
+    }
+
+    /// The leaf's serial number in lower-case hex, without a prefix.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.0.serial
+    }
+
+    /// The beginning of the leaf's validity.
+    #[must_use]
+    pub fn not_before(&self) -> SystemTime {
+        system_time(self.0.not_before)
+    }
+
+    /// The end of the leaf's validity, the last second that still counts.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        system_time(self.0.not_after)
+    }
+
+    pub(crate) fn is_valid_at(&self, now: UnixTime) -> bool {
+        (self.0.not_before..=self.0.not_after).contains(&seconds(now))
+    }
+}
+
+impl fmt::Debug for VerifiedPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VerifiedPeer({}, serial {})", self.0.id, self.0.serial)
+    }
+}
+
+/// Checks a peer's chain, for clients and servers alike. A certificate is mandatory.
+pub struct SvidVerifier {
+    bundles: TrustBundles,
+    algorithms: WebPkiSupportedAlgorithms,
+    seen: SeenPeers,
+}
+
+impl SvidVerifier {
+    /// A verifier of the peers whose domains are in `bundles`.
+    #[must_use]
+    pub fn new(bundles: TrustBundles) -> Self {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        Self {
+            bundles,
+            algorithms: provider.signature_verification_algorithms,
+            seen: SeenPeers::default(),
+        }
+    }
+
+    /// The bundles it checks against.
+    #[must_use]
+    pub fn bundles(&self) -> &TrustBundles {
+        &self.bundles
+    }
+
+    /// The full check of a chain, leaf first, at the time `now`.
+    ///
+    /// # Errors
+    /// The first rule that the chain breaks, in the order of [`PeerRefusal`]'s variants.
+    pub fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerRefusal> {
+        let (end_entity, intermediates) = chain.split_first().ok_or(PeerRefusal::NoCertificate)?;
+        let bytes = chain.iter().map(|c| c.len()).sum();
+        if chain.len() > MAX_CHAIN_CERTIFICATES || bytes > MAX_CHAIN_BYTES {
+            return Err(PeerRefusal::ChainTooLong { certificates: chain.len(), bytes });
+        }
+        let leaf = leaf::check(end_entity)?;
+        let summary = LeafSummary::new(&leaf.serial, Some(leaf.id.as_str()));
+        let Some(bundle) = self.bundles.of(leaf.id.trust_domain()) else {
+            return Err(PeerRefusal::UntrustedDomain(summary));
+        };
+        self.check_path(bundle, end_entity, intermediates, now)
+            .map_err(|error| path_refusal(&error, summary, now))?;
+        Ok(VerifiedPeer(Arc::new(Peer {
+            id: leaf.id,
+            serial: leaf.serial,
+            not_before: leaf.not_before,
+            not_after: leaf.not_after,
+        })))
+    }
+
+    /// The identity of a chain that was verified a moment ago, without doing it again; a chain
+    /// that isn't remembered is verified now. So there is no way to a [`VerifiedPeer`] around the
+    /// full check.
+    ///
+    /// # Errors
+    /// As [`SvidVerifier::verify`]; `None` and an empty chain are [`PeerRefusal::NoCertificate`].
+    pub fn verified_peer(
+        &self,
+        chain: Option<&[CertificateDer<'_>]>,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerRefusal> {
+        let chain = chain.unwrap_or_default();
+        let key = chain_hash(chain);
+        match self.seen.get(&key).filter(|peer| peer.is_valid_at(now)) {
+            Some(peer) => Ok(peer),
+            None => self.verify_and_remember(chain, now),
+        }
+    }
+
+    fn verify_and_remember(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerRefusal> {
+        let peer = self.verify(chain, now)?;
+        self.seen.insert(chain_hash(chain), peer.clone());
+        Ok(peer)
+    }
+
+    fn check_path(
+        &self,
+        bundle: &Bundle,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), webpki::Error> {
+        // webpki takes an anchor as a key and a name; its dates and path length, and the key usage
+        // of the issuers between, are checked here (RFC 5280 §6.1.3, §6.1.4 (m) and (n)).
+        let issuers_may_issue = |path: &webpki::VerifiedPath<'_>| {
+            let mut issuers = 0;
+            for issuer in path.intermediate_certificates() {
+                leaf::check_issuer(&issuer.der())?;
+                issuers += 1;
+            }
+            let authority = (bundle.anchors.iter().zip(&bundle.authorities))
+                .find(|(anchor, _)| std::ptr::eq::<TrustAnchor<'_>>(*anchor, path.anchor()))
+                .map(|(_, authority)| authority)
+                .ok_or(webpki::Error::UnknownIssuer)?;
+            if authority.path_len.is_some_and(|most| issuers > most) {
+                return Err(webpki::Error::PathLenConstraintViolated);
+            }
+            check_dates(authority, now)
+        };
+        webpki::EndEntityCert::try_from(end_entity)?
+            .verify_for_usage(
+                self.algorithms.all,
+                &bundle.anchors,
+                intermediates,
+                now,
+                BothAuths,
+                None,
+                Some(&issuers_may_issue),
+            )
+            .map(|_| ())
+    }
+
+    fn verify_in_handshake(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let refused = |refusal: PeerRefusal| {
+            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(
+                refusal,
+            ))))
+        };
+        // Counted before the copy below, so that a peer can't make us copy what is refused anyway.
+        if intermediates.len() >= MAX_CHAIN_CERTIFICATES {
+            let bytes = intermediates.iter().map(|c| c.len()).sum::<usize>() + end_entity.len();
+            let certificates = intermediates.len() + 1;
+            return Err(refused(PeerRefusal::ChainTooLong { certificates, bytes }));
+        }
+        let chain: Vec<CertificateDer<'_>> = std::iter::once(end_entity)
+            .chain(intermediates)
+            .map(|c| CertificateDer::from(c.as_ref()))
+            .collect();
+        self.verify_and_remember(&chain, now).map(|_| ()).map_err(refused)
+    }
+}
+
+impl fmt::Debug for SvidVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SvidVerifier")
+            .field("domains", &self.bundles.domains().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for SvidVerifier {
+    // No hints: they would tell any stranger which authorities we trust, and clients have one
+    // certificate to choose from.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.verify_in_handshake(end_entity, intermediates, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for SvidVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verify_in_handshake(end_entity, intermediates, now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Our reason in a handshake's error, or `None` where the handshake failed for something else than
+/// the peer's certificate.
+#[must_use]
+pub fn refusal_of(error: &rustls::Error) -> Option<PeerRefusal> {
+    match error {
+        rustls::Error::NoCertificatesPresented => Some(PeerRefusal::NoCertificate),
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason))) => {
+            reason.downcast_ref::<PeerRefusal>().cloned()
+        }
+        // What rustls finds itself: only the handshake's own signature is left to it.
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+            Some(PeerRefusal::BadHandshakeSignature)
+        }
+        rustls::Error::InvalidCertificate(other) => Some(PeerRefusal::Malformed(other.to_string())),
+        _ => None,
+    }
+}
+
+// Never called: our configs offer TLS 1.3 alone. If they did not, this would still refuse.
+fn no_tls12() -> rustls::Error {
+    rustls::Error::General("TLS 1.2 is not spoken; only TLS 1.3 is".to_owned())
+}
+
+/// SHA-256 of a chain, each certificate with its length before it, so that no two chains that
+/// differ only in where one certificate ends have the same hash.
+pub(crate) fn chain_hash(chain: &[CertificateDer<'_>]) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for certificate in chain {
+        context.update(&(certificate.len() as u64).to_be_bytes());
+        context.update(certificate);
+    }
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    hash
+}
+
+/// The extended key usage of every certificate on the path: absent, or with both purposes.
+struct BothAuths;
+
+impl webpki::ExtendedKeyUsageValidator for BothAuths {
+    // webpki asks for a certificate without the extension too, with nothing to iterate; an
+    // extension with no purpose in it, it refuses itself.
+    fn validate(&self, purposes: webpki::KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        const SERVER_AUTH: &[usize] = &[1, 3, 6, 1, 5, 5, 7, 3, 1];
+        const CLIENT_AUTH: &[usize] = &[1, 3, 6, 1, 5, 5, 7, 3, 2];
+        let (mut server, mut client, mut absent) = (false, false, true);
+        for purpose in purposes {
+            absent = false;
+            let oid: Vec<usize> = purpose?.to_decoded_oid();
+            server |= oid == SERVER_AUTH;
+            client |= oid == CLIENT_AUTH;
+        }
+        if absent || (server && client) { Ok(()) } else { Err(webpki::Error::EmptyEkuExtension) }
+    }
+}
+
+fn check_dates(authority: &Authority, now: UnixTime) -> Result<(), webpki::Error> {
+    let at = |date: i64| {
+        let date = u64::try_from(date).unwrap_or(0);
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(date))
+    };
+    if seconds(now) < authority.not_before {
+        let not_before = at(authority.not_before);
+        return Err(webpki::Error::CertNotValidYet { time: now, not_before });
+    }
+    if seconds(now) > authority.not_after {
+        return Err(webpki::Error::CertExpired { time: now, not_after: at(authority.not_after) });
+    }
+    Ok(())
+}
+
+fn path_refusal(error: &webpki::Error, leaf: LeafSummary, now: UnixTime) -> PeerRefusal {
+    use webpki::Error as E;
+    let now = seconds(now);
+    let constraint = |what: &str| what.to_owned();
+    match error {
+        E::CertExpired { not_after, .. } => {
+            PeerRefusal::Expired { leaf, not_after: seconds(*not_after), now }
+        }
+        E::CertNotValidYet { not_before, .. } => {
+            PeerRefusal::NotYetValid { leaf, not_before: seconds(*not_before), now }
+        }
+        E::UnknownIssuer => PeerRefusal::UnknownIssuer(leaf),
+        E::InvalidSignatureForPublicKey | E::SignatureAlgorithmMismatch => {
+            PeerRefusal::BadSignature(leaf)
+        }
+        E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            PeerRefusal::UnsupportedAlgorithm(leaf)
+        }
+        E::EndEntityUsedAsCa => {
+            PeerRefusal::IssuerConstraint { leaf, what: constraint("it is no CA with keyCertSign") }
+        }
+        E::PathLenConstraintViolated => {
+            PeerRefusal::IssuerConstraint { leaf, what: constraint("its path length") }
+        }
+        E::NameConstraintViolation => {
+            PeerRefusal::IssuerConstraint { leaf, what: constraint("its name constraints") }
+        }
+        E::EmptyEkuExtension => PeerRefusal::IssuerConstraint {
+            leaf,
+            what: constraint("its extended key usage lacks serverAuth or clientAuth"),
+        },
+        other => PeerRefusal::Malformed(format!("{other} ({leaf}, checked at {})", rfc3339(now))),
+    }
+}

@@ -1,0 +1,99 @@
+//! The binary, as a person or a script uses it.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use pillion_certs::generation::KeyExchange;
+use pillion_certs::load::{IdentityFiles, SvidSource, load};
+use rustls_pki_types::UnixTime;
+
+fn certs(dir: &Path, arguments: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pillion-certs"))
+        .current_dir(dir)
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn ends(output: &Output, code: i32) -> String {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "stdout: {out}\nstderr: {err}");
+    out + &err
+}
+
+#[test]
+fn an_authority_issues_what_the_loader_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    ends(&certs(dir, "ca --trust-domain example.org --out ca"), 0);
+    ends(&certs(dir, "issue --ca ca --id spiffe://example.org/a --out a"), 0);
+    ends(&certs(dir, "issue --ca ca --id spiffe://example.org/b --out b --bundle"), 0);
+    let files = |svid, ca: &str| IdentityFiles {
+        svid,
+        ca: dir.join(ca),
+        trust_bundles_dir: None,
+        trust_domain: None,
+        key_exchange: KeyExchange::Classic,
+    };
+    let pair = SvidSource::Files { cert: dir.join("a/tls.crt"), key: dir.join("a/tls.key") };
+    let bundle = SvidSource::Bundle { file: dir.join("b/credentials.pem") };
+    let a = load(&files(pair, "a/ca.crt"), UnixTime::now()).unwrap();
+    let b = load(&files(bundle, "b/ca.crt"), UnixTime::now()).unwrap();
+    assert_eq!(a.own_id().as_str(), "spiffe://example.org/a");
+    assert_eq!(b.own_id().as_str(), "spiffe://example.org/b");
+    for key in ["ca/ca.key", "a/tls.key", "b/credentials.pem"] {
+        let mode = fs::metadata(dir.join(key)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{key}");
+    }
+    ends(&certs(dir, "inspect a/tls.crt b/credentials.pem ca/ca.crt --ca ca/ca.crt"), 0);
+}
+
+#[test]
+fn an_authority_is_replaced_only_by_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    ends(&certs(dir, "ca --trust-domain example.org --out ca"), 0);
+    let before = fs::read(dir.join("ca/ca.key")).unwrap();
+    let said = ends(&certs(dir, "ca --trust-domain example.org --out ca"), 1);
+    assert!(said.contains("--force"), "{said}");
+    assert_eq!(fs::read(dir.join("ca/ca.key")).unwrap(), before);
+    ends(&certs(dir, "ca --trust-domain example.org --out ca --force"), 0);
+    assert_ne!(fs::read(dir.join("ca/ca.key")).unwrap(), before);
+}
+
+#[test]
+fn inspect_ends_with_1_when_a_rule_is_broken_and_says_which() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    ends(&certs(dir, "ca --trust-domain example.org --out ca"), 0);
+    ends(&certs(dir, "ca --trust-domain example.org --out other"), 0);
+    ends(&certs(dir, "issue --ca ca --id spiffe://example.org/a --out a"), 0);
+    let said = ends(&certs(dir, "inspect a/tls.crt --ca other/ca.crt"), 1);
+    assert!(said.contains("BROKEN bad_signature"), "{said}");
+    let json = certs(dir, "inspect a/tls.crt --ca other/ca.crt -o json");
+    assert_eq!(json.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(report[0]["broken"][0]["rule"], "bad_signature");
+    assert_eq!(report[0]["certificates"][0]["id"], "spiffe://example.org/a");
+    let said = ends(&certs(dir, "inspect missing.pem"), 1);
+    assert!(said.contains("missing.pem"), "{said}");
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2_and_help_with_0() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    ends(&certs(dir, ""), 2);
+    ends(&certs(dir, "ca --trust-domain Example.org --out ca"), 2);
+    ends(&certs(dir, "issue --ca ca --id spiffe://example.org --out a"), 2);
+    ends(&certs(dir, "ca --trust-domain example.org --out ca --ttl 24"), 2);
+    assert!(fs::read_dir(dir).unwrap().next().is_none(), "nothing was written");
+    let help = ends(&certs(dir, "--help"), 0);
+    assert!(help.contains("Exit codes:") && help.contains("inspect"), "{help}");
+    assert!(ends(&certs(dir, "--version"), 0).contains(env!("CARGO_PKG_VERSION")));
+}

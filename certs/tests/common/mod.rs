@@ -1,0 +1,233 @@
+//! Authorities, generations and handshakes in memory.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::result_large_err, reason = "an error here ends the test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pillion_certs::generation::{KeyExchange, TlsGeneration};
+use pillion_certs::issue::{self, CertificateAuthority, Issued};
+use pillion_certs::verify::TrustBundles;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, ServerConfig,
+    ServerConnection, SignatureScheme,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+pub(crate) const DOMAIN: &str = "example.org";
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+pub(crate) fn authority(domain: &str) -> CertificateAuthority {
+    issue::make_ca(&domain.parse().unwrap(), HOUR * 24).unwrap()
+}
+
+pub(crate) fn svid(authority: &CertificateAuthority, id: &str) -> Issued {
+    issue::issue(authority, &id.parse().unwrap(), HOUR).unwrap()
+}
+
+pub(crate) fn chain(svid: &Issued) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(svid.chain_pem.as_bytes()).map(Result::unwrap).collect()
+}
+
+pub(crate) fn key(svid: &Issued) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from_pem_slice(svid.key_pem.as_bytes()).unwrap()
+}
+
+pub(crate) fn bundle_from_pem(domain: &str, pem: &str) -> TrustBundles {
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
+    let mut bundles = TrustBundles::new();
+    bundles.add(domain.parse().unwrap(), &certificates).unwrap();
+    bundles
+}
+
+pub(crate) fn bundles(list: &[(&str, &CertificateAuthority)]) -> TrustBundles {
+    let mut bundles = TrustBundles::new();
+    for (domain, authority) in list {
+        let der = CertificateDer::from_pem_slice(authority.cert_pem.as_bytes()).unwrap();
+        bundles.add(domain.parse().unwrap(), &[der]).unwrap();
+    }
+    bundles
+}
+
+pub(crate) fn generation_with(svid: &Issued, bundles: TrustBundles) -> TlsGeneration {
+    TlsGeneration::new(chain(svid), key(svid), bundles, KeyExchange::Auto).unwrap()
+}
+
+pub(crate) fn generation(authority: &CertificateAuthority, path: &str) -> TlsGeneration {
+    let svid = svid(authority, &format!("spiffe://{DOMAIN}{path}"));
+    generation_with(&svid, bundles(&[(DOMAIN, authority)]))
+}
+
+/// The error that each side ended with; the other side of a refusal sees an alert.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) client: Option<rustls::Error>,
+    pub(crate) server: Option<rustls::Error>,
+}
+
+pub(crate) fn handshake(
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+) -> Result<(ClientConnection, ServerConnection), Failure> {
+    let mut client = ClientConnection::new(client, TlsGeneration::server_name()).unwrap();
+    let mut server = ServerConnection::new(server).unwrap();
+    let (mut client_error, mut server_error) = (None, None);
+    for _ in 0..10 {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        let mut bytes = wire.as_slice();
+        while !bytes.is_empty() && server_error.is_none() {
+            server.read_tls(&mut bytes).unwrap();
+            server_error = server.process_new_packets().err();
+        }
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        let mut bytes = wire.as_slice();
+        while !bytes.is_empty() && client_error.is_none() {
+            client.read_tls(&mut bytes).unwrap();
+            client_error = client.process_new_packets().err();
+        }
+    }
+    if client_error.is_some() || server_error.is_some() {
+        return Err(Failure { client: client_error, server: server_error });
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking(), "the handshake got stuck");
+    Ok((client, server))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// A client that presents what it is given and checks nothing.
+pub(crate) fn rude_client(svid: &Issued) -> Arc<ClientConfig> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous))
+        .with_client_auth_cert(chain(svid), key(svid))
+        .unwrap();
+    Arc::new(config)
+}
+
+/// A client that presents one's certificate and signs with another's key.
+pub(crate) fn thief(presented: &Issued, own: &Issued) -> Arc<ClientConfig> {
+    let signing = provider().key_provider.load_private_key(key(own)).unwrap();
+    let identity = CertifiedKey::new(chain(presented), signing);
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
+    Arc::new(config)
+}
+
+/// A client that has no certificate.
+pub(crate) fn nameless_client() -> Arc<ClientConfig> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous))
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+/// A server that presents what it is given and checks nothing.
+pub(crate) fn rude_server(svid: &Issued) -> Arc<ServerConfig> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(Arc::new(Credulous))
+        .with_single_cert(chain(svid), key(svid))
+        .unwrap();
+    config.alpn_protocols = vec![b"istio".to_vec()];
+    Arc::new(config)
+}
+
+#[derive(Debug)]
+struct Credulous;
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Credulous {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,265 @@
+//! Reloading from files: what is good is taken, what is broken leaves the last good generation.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends at what it did not expect"
+)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{DOMAIN, authority, svid};
+use pillion_certs::generation::{KeyExchange, TlsGeneration};
+use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
+use pillion_certs::load::{IdentityFiles, LoadError, SvidSource, load};
+use pillion_certs::reload::{Outcome, Reloader};
+use pillion_certs::watch::{DirWatch, WatchError};
+use rustls_pki_types::UnixTime;
+
+fn files_in(dir: &Path) -> IdentityFiles {
+    IdentityFiles {
+        svid: SvidSource::Files { cert: dir.join("tls.crt"), key: dir.join("tls.key") },
+        ca: dir.join("ca.crt"),
+        trust_bundles_dir: None,
+        trust_domain: None,
+        key_exchange: KeyExchange::Auto,
+    }
+}
+
+fn write(dir: &Path, svid: &Issued, ca: &CertificateAuthority) {
+    fs::write(dir.join("tls.crt"), &svid.chain_pem).unwrap();
+    fs::write(dir.join("tls.key"), svid.key_pem.as_bytes()).unwrap();
+    fs::write(dir.join("ca.crt"), &ca.cert_pem).unwrap();
+}
+
+fn id(path: &str) -> String {
+    format!("spiffe://{DOMAIN}{path}")
+}
+
+#[track_caller]
+fn loaded(outcome: Outcome) -> Arc<TlsGeneration> {
+    match outcome {
+        Outcome::Loaded(generation) => generation,
+        other => panic!("not loaded: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn failed(outcome: Outcome) -> LoadError {
+    match outcome {
+        Outcome::Failed(error) => error,
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn unchanged(outcome: &Outcome) {
+    assert!(matches!(outcome, Outcome::Unchanged), "{outcome:?}");
+}
+
+#[test]
+fn whatever_breaks_is_reported_once_and_the_last_good_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(DOMAIN);
+    let (good, other) = (svid(&ca, &id("/a")), svid(&ca, &id("/a")));
+    write(dir.path(), &good, &ca);
+    let now = UnixTime::now();
+    let mut reloader = Reloader::new(files_in(dir.path()));
+    let first = loaded(reloader.poll(now));
+    unchanged(&reloader.poll(now));
+
+    let torn = good.chain_pem[..good.chain_pem.len() / 2].to_owned();
+    let huge = "x".repeat(10 * 1024 * 1024);
+    let ca_as_leaf = ca.cert_pem.clone();
+    for (file, content, label) in [
+        ("tls.crt", Some(torn.as_str()), "bad_pem"),
+        ("tls.crt", Some(&other.chain_pem), "key_mismatch"),
+        ("tls.key", Some(other.key_pem.as_str()), "key_mismatch"),
+        ("tls.key", Some(&good.chain_pem), "bad_pem"),
+        ("tls.key", None, "not_found"),
+        ("tls.crt", Some(""), "empty"),
+        ("tls.crt", Some(&huge), "too_large"),
+        ("tls.crt", Some("hello\n"), "bad_pem"),
+        ("tls.crt", Some(&ca_as_leaf), "own_svid_invalid"),
+        ("ca.crt", Some(&good.chain_pem), "bundle"),
+        ("ca.crt", Some("hello\n"), "bad_pem"),
+        ("ca.crt", None, "not_found"),
+    ] {
+        let path = dir.path().join(file);
+        let before = fs::read(&path).unwrap();
+        match content {
+            Some(content) => fs::write(&path, content).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let error = failed(reloader.poll(now));
+        assert_eq!(error.label(), label, "{file}: {error}");
+        assert!(LoadError::ALL_LABELS.contains(&label));
+        assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}: which file?");
+        unchanged(&reloader.poll(now));
+        assert!(Arc::ptr_eq(reloader.current().unwrap(), &first));
+
+        fs::write(&path, before).unwrap();
+        assert!(Arc::ptr_eq(&loaded(reloader.poll(now)), &first), "the same content is back");
+    }
+
+    write(dir.path(), &other, &ca);
+    let second = loaded(reloader.poll(now));
+    assert_ne!(second.serial(), first.serial());
+}
+
+#[test]
+fn a_swapped_data_symlink_is_a_new_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(DOMAIN);
+    for (version, path) in [("..v1", "/one"), ("..v2", "/two")] {
+        fs::create_dir(dir.path().join(version)).unwrap();
+        write(&dir.path().join(version), &svid(&ca, &id(path)), &ca);
+    }
+    symlink("..v1", dir.path().join("..data")).unwrap();
+    for name in ["tls.crt", "tls.key", "ca.crt"] {
+        symlink(format!("..data/{name}"), dir.path().join(name)).unwrap();
+    }
+    let mut reloader = Reloader::new(files_in(dir.path()));
+    assert_eq!(loaded(reloader.poll(UnixTime::now())).own_id().as_str(), id("/one"));
+    symlink("..v2", dir.path().join("..data_tmp")).unwrap();
+    fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+    assert_eq!(loaded(reloader.poll(UnixTime::now())).own_id().as_str(), id("/two"));
+    fs::remove_dir_all(dir.path().join("..v1")).unwrap();
+    unchanged(&reloader.poll(UnixTime::now()));
+}
+
+#[test]
+fn one_file_may_hold_key_and_chain_in_either_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(DOMAIN);
+    let good = svid(&ca, &id("/a"));
+    let file = dir.path().join("credentials.pem");
+    fs::write(dir.path().join("ca.crt"), &ca.cert_pem).unwrap();
+    let svid = SvidSource::Bundle { file: file.clone() };
+    let files = IdentityFiles { svid, ..files_in(dir.path()) };
+    for content in
+        [good.bundle_pem().to_string(), format!("{}{}", good.chain_pem, good.key_pem.as_str())]
+    {
+        fs::write(&file, content).unwrap();
+        assert_eq!(load(&files, UnixTime::now()).unwrap().own_id().as_str(), id("/a"));
+    }
+}
+
+#[test]
+fn a_key_in_sec1_form_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(DOMAIN);
+    let good = svid(&ca, &id("/a"));
+    write(dir.path(), &good, &ca);
+    // PKCS#8 wraps the SEC1 structure (RFC 5915 §3): version 1, then 32 bytes of key.
+    let pkcs8 = common::key(&good);
+    let pkcs8 = pkcs8.secret_der();
+    let version = [0x02, 0x01, 0x01, 0x04, 0x20];
+    let at = pkcs8.windows(version.len()).position(|w| w == version).unwrap() - 2;
+    let sec1 = pem::encode(&pem::Pem::new("EC PRIVATE KEY", &pkcs8[at..]));
+    fs::write(dir.path().join("tls.key"), sec1).unwrap();
+    assert_eq!(load(&files_in(dir.path()), UnixTime::now()).unwrap().own_id().as_str(), id("/a"));
+}
+
+#[test]
+fn federated_bundles_come_from_a_directory_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, other) = (authority(DOMAIN), authority("other.example"));
+    write(dir.path(), &svid(&ca, &id("/a")), &ca);
+    let bundles = dir.path().join("bundles");
+    fs::create_dir(&bundles).unwrap();
+    fs::write(bundles.join("other.example.pem"), &other.cert_pem).unwrap();
+    fs::write(bundles.join("README"), "not a bundle").unwrap();
+    fs::write(bundles.join(".hidden.pem"), "not a bundle").unwrap();
+    let files = IdentityFiles { trust_bundles_dir: Some(bundles.clone()), ..files_in(dir.path()) };
+    let generation = load(&files, UnixTime::now()).unwrap();
+    let mut domains: Vec<_> = generation.ca_not_after().map(|(d, _)| d.to_string()).collect();
+    domains.sort();
+    assert_eq!(domains, [DOMAIN, "other.example"]);
+
+    let own = bundles.join(format!("{DOMAIN}.pem"));
+    fs::write(&own, &other.cert_pem).unwrap();
+    let error = load(&files, UnixTime::now()).unwrap_err();
+    assert_eq!(error.label(), "bundle", "our own domain's bundle is ca.crt alone: {error}");
+    fs::remove_file(&own).unwrap();
+    fs::write(bundles.join("Bad Name.pem"), &other.cert_pem).unwrap();
+    assert_eq!(load(&files, UnixTime::now()).unwrap_err().label(), "bundle");
+}
+
+#[test]
+fn a_configured_trust_domain_must_be_the_certificates_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(DOMAIN);
+    write(dir.path(), &svid(&ca, &id("/a")), &ca);
+    let with = |domain: &str| IdentityFiles {
+        trust_domain: Some(domain.parse().unwrap()),
+        ..files_in(dir.path())
+    };
+    assert!(load(&with(DOMAIN), UnixTime::now()).is_ok());
+    let error = load(&with("other.example"), UnixTime::now()).unwrap_err();
+    assert_eq!(error.label(), "trust_domain");
+}
+
+#[test]
+fn our_own_certificate_is_held_to_the_rules_but_for_its_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(DOMAIN);
+    for bad in pillion_certs::issue::bad_svids(&ca, &DOMAIN.parse().unwrap()).unwrap() {
+        write(dir.path(), &bad.svid, &ca);
+        let result = load(&files_in(dir.path()), UnixTime::now());
+        // These three are faults only in the eyes of somebody else: a clock, another bundle.
+        if ["expired", "not_yet_valid", "untrusted_domain"].contains(&bad.expected_label) {
+            assert!(result.is_ok(), "{}: {:?}", bad.name, result.err());
+            continue;
+        }
+        match result {
+            Err(LoadError::OwnSvidInvalid { refusal, .. }) => {
+                assert_eq!(refusal.label(), bad.expected_label, "{}", bad.name);
+            }
+            other => panic!("{}: {other:?}", bad.name),
+        }
+    }
+    let expired = Forge::new(&id("/a")).unwrap().valid(-20, -10).sign(&ca).unwrap();
+    write(dir.path(), &expired, &ca);
+    let generation = load(&files_in(dir.path()), UnixTime::now()).unwrap();
+    assert!(generation.is_expired(UnixTime::now()));
+}
+
+#[test]
+fn a_watch_tells_of_a_swapped_symlink() {
+    let dir = tempfile::tempdir().unwrap();
+    for version in ["..v1", "..v2"] {
+        fs::create_dir(dir.path().join(version)).unwrap();
+        fs::write(dir.path().join(version).join("tls.crt"), version).unwrap();
+    }
+    symlink("..v1", dir.path().join("..data")).unwrap();
+    let path = dir.path().join("tls.crt");
+    symlink("..data/tls.crt", &path).unwrap();
+    let (sender, changes) = std::sync::mpsc::channel();
+    let watch = DirWatch::new(std::slice::from_ref(&path), move || {
+        sender.send(()).unwrap_or_default();
+    })
+    .unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "..v1");
+    symlink("..v2", dir.path().join("..data_tmp")).unwrap();
+    fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+    changes.recv().unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "..v2");
+    drop(watch);
+    // The watch's thread ends with it and drops the sender: the receiver's end proves it.
+    while changes.recv().is_ok() {}
+}
+
+#[test]
+fn a_watch_on_a_missing_directory_is_an_error_with_its_name() {
+    let path = PathBuf::from("/nonexistent/dir/tls.crt");
+    match DirWatch::new(&[path], || {}) {
+        Err(WatchError::NoDirectory(dir)) => assert_eq!(dir, Path::new("/nonexistent/dir")),
+        other => panic!("{other:?}"),
+    }
+}
