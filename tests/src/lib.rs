@@ -1,1 +1,44 @@
-//! Pods made of network namespaces.
+//! Pods made of network namespaces, and what the suites need to drive them.
+//!
+//! A [`Testbed`] is one virtual switch and the pods plugged into it. A [`Pod`] is a network
+//! namespace with an IPv4 and an IPv6 address; programs start in it, and sockets of the test
+//! itself are opened in it. [`Pod::mesh`] installs the real redirect rules and starts the real
+//! proxy, exactly as an init container and a sidecar would. A [`Capture`] records what crosses
+//! the wire between pods.
+//!
+//! Everything runs as root and cleans up after itself: a test's namespaces, processes and files
+//! go when its [`Testbed`] is dropped, also by a panic; those of a killed run are swept by the
+//! next one.
+
+mod capture;
+mod error;
+mod exec;
+pub mod forge;
+mod http;
+pub mod labels;
+mod logs;
+mod metrics;
+mod namespace;
+mod pair;
+mod pcap;
+mod pod;
+pub mod policy;
+mod settings;
+mod sidecar;
+pub mod stream;
+mod testbed;
+mod wait;
+
+pub use capture::Capture;
+pub use error::{Context, Failure};
+pub use exec::{Finished, Process, complete, finish};
+pub use http::get as http_get;
+pub use logs::LogLine;
+pub use metrics::Metrics;
+pub use pair::Pair;
+pub use pcap::{Flow, Wire};
+pub use pod::{Pod, accept};
+pub use settings::{Settings, require_root};
+pub use sidecar::{CertificateSource, MeshOptions, Sidecar};
+pub use testbed::{Testbed, run, run_with};
+pub use wait::wait_until;

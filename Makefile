@@ -1,0 +1,42 @@
+# Everything a newcomer needs:
+#   make demo   two pods, real traffic, mTLS on the wire, allowed and refused peers
+#   make test   every check and every test
+SHELL := /bin/bash
+export CARGO_TERM_COLOR ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint unit e2e bench-micro doc deny clean
+
+help: ## what there is
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: ## install what the demo and the tests need (Debian packages)
+	@scripts/setup
+
+build: setup ## build the three binaries
+	cargo build --locked --workspace --bins
+
+demo: build ## the guided tour; needs root for network namespaces
+	@scripts/as-root target/debug/pillion-demo
+
+test: setup lint unit e2e ## every check and every test
+
+lint: ## formatting, clippy, rustdoc, dependency bans and licences
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+	scripts/cargo-deny check --hide-inclusion-graph bans licenses sources
+
+unit: ## unit tests, and that the docs match the code
+	cargo test --locked --workspace --lib --bins
+	cargo test --locked -p pillion-certs -p pillion-proxy -p pillion-init --tests
+
+e2e: build ## pods in network namespaces, real applications; needs root
+	scripts/e2e
+
+bench-micro: ## criterion: what a verdict costs
+	cargo bench --locked -p pillion-benches
+
+clean: ## remove what was built, and pods that a killed run left behind
+	scripts/as-root scripts/sweep
+	cargo clean

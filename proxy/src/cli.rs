@@ -1,0 +1,287 @@
+//! The command line: `check`, `explain` and `schema` on the code that the proxy itself runs on.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pillion_certs::spiffe::{SpiffeId, TrustDomain};
+use serde_json::json;
+
+use crate::policy::{
+    self, Compiled, Diagnostic, Explained, HostTable, InboundConn, MAX_FILE_BYTES,
+};
+
+/// The file is good, or the connection would be let through.
+pub const EXIT_OK: u8 = 0;
+/// The file has errors, or warnings under `--strict`.
+pub const EXIT_BAD_FILE: u8 = 1;
+/// The command line is wrong, or a file can't be read.
+pub const EXIT_USAGE: u8 = 2;
+/// `explain`: the connection would be refused.
+pub const EXIT_DENIED: u8 = 3;
+
+/// What `--help` ends with.
+pub const EXAMPLES: &str = "\
+Examples:
+  pillion-proxy                                     run, configured by PILLION_* variables
+  pillion-proxy check -f policy.yaml --strict       in CI: warnings fail too
+  pillion-proxy explain -f policy.yaml --trust-domain cluster.local \\
+      --source 10.244.1.7 --identity spiffe://cluster.local/ns/shop/sa/frontend --port 8080
+  pillion-proxy schema > policy.schema.json         for an editor
+
+Exit codes: 0 good or allowed, 1 the file has errors, 2 usage, 3 explain: denied.";
+
+/// Transparent mTLS sidecar proxy: without a command it runs; the others look at a policy file.
+#[derive(Debug, Parser)]
+#[command(name = "pillion-proxy", version, about, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do; without it, `run`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the binary can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the proxy (the default). It is configured by PILLION_* environment variables.
+    Run,
+    /// The commands that only look at a policy file.
+    #[command(flatten)]
+    Tool(Tool),
+}
+
+/// Commands that need no network and no certificate.
+#[derive(Debug, Subcommand)]
+pub enum Tool {
+    /// Check a policy file: every error at once, each with its line and its cure.
+    Check(CheckArgs),
+    /// Tell what the policy does with one connection, and why each other rule doesn't decide.
+    Explain(ExplainArgs),
+    /// Print the JSON Schema of the policy file.
+    Schema,
+}
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The policy file.
+    #[arg(short, long)]
+    file: PathBuf,
+    /// Our own trust domain: completes `namespace/service-account`, and is the default of
+    /// trustDomains. Without it, neither is checked.
+    #[arg(long)]
+    trust_domain: Option<TrustDomain>,
+    /// Take warnings for errors.
+    #[arg(long)]
+    strict: bool,
+    /// How to print what was found.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+/// A form of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Options of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The policy file.
+    #[arg(short, long)]
+    file: PathBuf,
+    /// Inbound is a peer that calls this pod, outbound a call by this pod's application.
+    #[arg(long, value_enum, default_value_t = Direction::Inbound)]
+    direction: Direction,
+    /// Inbound: the peer's address.
+    #[arg(long, required_unless_present = "dest", conflicts_with_all = ["dest", "host"])]
+    source: Option<IpAddr>,
+    /// Inbound: the peer's SPIFFE ID; leave it out for plaintext.
+    #[arg(long, conflicts_with_all = ["dest", "host"])]
+    identity: Option<SpiffeId>,
+    /// The port: inbound, the one that the workload listens on.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Outbound: the destination's address.
+    #[arg(long, required_if_eq("direction", "outbound"))]
+    dest: Option<IpAddr>,
+    /// Outbound: a name that has the address at present; may be repeated.
+    #[arg(long, num_args = 1..)]
+    host: Vec<String>,
+    /// Our own trust domain; needed where the file has `namespace/service-account`.
+    #[arg(long)]
+    trust_domain: Option<TrustDomain>,
+}
+
+/// Which way a connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Direction {
+    /// To this pod.
+    Inbound,
+    /// From this pod.
+    Outbound,
+}
+
+/// Runs a command on standard output and standard error.
+#[must_use]
+pub fn run(tool: &Tool) -> ExitCode {
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    match execute(tool, &mut out, &mut err) {
+        Ok(code) => ExitCode::from(code),
+        // A reader that went away (`| head`) has seen what it wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(EXIT_OK),
+        Err(_) => ExitCode::from(EXIT_USAGE),
+    }
+}
+
+/// Runs a command; the result is its exit code.
+///
+/// # Errors
+/// Only when `out` or `err` can't be written to.
+pub fn execute(tool: &Tool, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    match tool {
+        Tool::Check(args) => check(args, out, err),
+        Tool::Explain(args) => explain(args, out, err),
+        Tool::Schema => {
+            writeln!(out, "{:#}", policy::json_schema())?;
+            Ok(EXIT_OK)
+        }
+    }
+}
+
+fn read(path: &Path, err: &mut dyn Write) -> io::Result<Option<String>> {
+    use io::Read;
+    // One byte more than is taken: `load` tells of the size, and a device has no end.
+    let limit = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    let mut text = Vec::new();
+    let file = std::fs::File::open(path);
+    match file.and_then(|file| file.take(limit).read_to_end(&mut text)) {
+        Err(error) => {
+            writeln!(err, "{}: can't be read: {error}", path.display())?;
+            Ok(None)
+        }
+        Ok(_) => match String::from_utf8(text) {
+            Ok(text) => Ok(Some(text)),
+            Err(_) => {
+                writeln!(err, "{}: is not UTF-8 text; save it as UTF-8", path.display())?;
+                Ok(None)
+            }
+        },
+    }
+}
+
+fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let Some(text) = read(&args.file, err)? else { return Ok(EXIT_USAGE) };
+    let name = args.file.display().to_string();
+    let loaded = policy::load(&name, &text, args.trust_domain.as_ref());
+    let good = matches!(&loaded, Ok(c) if !args.strict || c.warnings.is_empty());
+    if args.output == Output::Json {
+        let (found, left_out) = match &loaded {
+            Ok(compiled) => (compiled.warnings.as_slice(), 0),
+            Err(errors) => (errors.as_slice(), errors.left_out()),
+        };
+        let found: Vec<_> = found.iter().map(json_of).collect();
+        let report = json!({"file": name, "ok": good, "diagnostics": found, "leftOut": left_out});
+        writeln!(out, "{report:#}")?;
+    } else {
+        match &loaded {
+            Err(errors) => writeln!(err, "{errors}")?,
+            Ok(Compiled { policy, warnings }) => {
+                for warning in warnings {
+                    writeln!(err, "{warning}")?;
+                }
+                if good {
+                    let (rules, destinations) = (policy.rules(), policy.destinations());
+                    writeln!(
+                        out,
+                        "{name}: ok: policy {}, {} rules, {} destinations, hash {}",
+                        policy.name(),
+                        rules.len(),
+                        destinations.len(),
+                        policy.hash()
+                    )?;
+                }
+            }
+        }
+    }
+    Ok(if good { EXIT_OK } else { EXIT_BAD_FILE })
+}
+
+fn json_of(found: &Diagnostic) -> serde_json::Value {
+    json!({
+        "severity": found.kind.severity().as_str(),
+        "kind": found.kind.slug(),
+        "line": found.line,
+        "column": found.column,
+        "message": found.message,
+    })
+}
+
+/// The names that `--host` says have the destination's address.
+struct Named(HashSet<String>);
+
+impl HostTable for Named {
+    fn contains(&self, host: &str, _: IpAddr) -> bool {
+        self.0.contains(host)
+    }
+}
+
+fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let Some(text) = read(&args.file, err)? else { return Ok(EXIT_USAGE) };
+    let name = args.file.display().to_string();
+    let policy = match policy::load(&name, &text, args.trust_domain.as_ref()) {
+        Ok(compiled) => compiled.policy,
+        Err(errors) => {
+            writeln!(err, "{errors}")?;
+            return Ok(EXIT_BAD_FILE);
+        }
+    };
+    if args.trust_domain.is_none() && policy.needs_own_trust_domain() {
+        let why = "the file has identities of the form namespace/service-account; say which trust \
+                   domain they are of with --trust-domain";
+        writeln!(err, "{name}: {why}")?;
+        return Ok(EXIT_USAGE);
+    }
+    // The proxy makes mapped addresses plain at its edge, and this is the edge of the command.
+    let explained = match (args.direction, args.source, args.dest) {
+        (Direction::Inbound, Some(source), _) => policy.explain_inbound(&InboundConn {
+            source: source.to_canonical(),
+            port: args.port,
+            identity: args.identity.as_ref(),
+        }),
+        (Direction::Outbound, _, Some(dest)) => {
+            let hosts = args.host.iter().map(|host| host.to_ascii_lowercase());
+            let hosts = Named(hosts.collect());
+            policy.explain_outbound(dest.to_canonical(), args.port, &hosts)
+        }
+        _ => {
+            writeln!(err, "inbound needs --source, outbound needs --dest")?;
+            return Ok(EXIT_USAGE);
+        }
+    };
+    print(&explained, out)?;
+    Ok(if explained.verdict == "deny" { EXIT_DENIED } else { EXIT_OK })
+}
+
+fn print(explained: &Explained, out: &mut dyn Write) -> io::Result<()> {
+    let Explained { verdict, rule, why, shadow, lines } = explained;
+    writeln!(out, "{verdict}  by {rule}: {why}")?;
+    if let Some(shadow) = shadow {
+        let would = if shadow.allow { "allow" } else { "deny" };
+        writeln!(out, "reported: audit would {would}, by {}", shadow.rule)?;
+    }
+    let width = lines.iter().map(|line| line.name.len()).max().unwrap_or(0);
+    for line in lines {
+        let mark = if line.decides { '>' } else { ' ' };
+        let (name, action, at) = (&line.name, line.action, line.line);
+        writeln!(out, "{mark} {name:width$}  {action:11}  line {at:<4} {}", line.why)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! Every environment variable, in one table, read once at the start.
+//!
+//! The environment is *wiring*: addresses, files, timeouts and limits that are
+//! fixed for the life of the process. What may talk to what is *policy* and
+//! lives in the policy file. All bad variables are reported at once, by name,
+//! before anything is bound.
+
+mod parse;
+mod vars;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pillion_certs::generation::KeyExchange;
+use pillion_certs::load::{IdentityFiles, SvidSource};
+use pillion_certs::spiffe::TrustDomain;
+
+use parse::Reader;
+pub use vars::{VARIABLES, Variable};
+
+/// The process exits with this code when a variable is wrong (`EX_USAGE`, sysexits.h).
+pub const EXIT_CONFIG: u8 = 64;
+
+/// Where variables come from: the process's environment, or a map in a test.
+pub trait Env {
+    /// All variables, as name and value.
+    fn all(&self) -> BTreeMap<String, String>;
+}
+
+/// The real environment of this process. Values that are not UTF-8 are replaced
+/// lossily, so that they fail their own check instead of vanishing.
+#[derive(Debug)]
+pub struct ProcessEnv;
+
+impl Env for ProcessEnv {
+    fn all(&self) -> BTreeMap<String, String> {
+        std::env::vars_os()
+            .map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned()))
+            .collect()
+    }
+}
+
+impl Env for BTreeMap<String, String> {
+    fn all(&self) -> BTreeMap<String, String> {
+        self.clone()
+    }
+}
+
+/// Which connections get an access-log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogMode {
+    /// None.
+    Off,
+    /// Those that were refused or broke.
+    Denied,
+    /// All.
+    All,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a person at a terminal.
+    Text,
+}
+
+/// One total deadline for each stage of a connection. A peer that sends a byte
+/// now and then does not extend it.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From SYN to established, of a connection that the proxy dials.
+    pub connect: Duration,
+    /// From accept (or connect) to a verified peer.
+    pub handshake: Duration,
+    /// From accept to knowing whether a permissive port's client speaks TLS.
+    pub detect: Duration,
+    /// How long a half-closed connection may be silent.
+    pub half_close: Duration,
+    /// From SIGTERM to the end of what is still open.
+    pub drain: Duration,
+}
+
+/// Everything the environment decides.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The policy file.
+    pub policy_file: PathBuf,
+    /// Certificate, key and bundles.
+    pub identity: IdentityFiles,
+    /// Where redirected inbound connections arrive.
+    pub inbound_listen: Vec<SocketAddr>,
+    /// Where redirected outbound connections arrive; loopback.
+    pub outbound_listen: Vec<SocketAddr>,
+    /// Health endpoint.
+    pub health_listen: Vec<SocketAddr>,
+    /// Metrics endpoint.
+    pub metrics_listen: Vec<SocketAddr>,
+    /// Admin endpoint; loopback.
+    pub admin_listen: Vec<SocketAddr>,
+    /// Whether admin calls may change anything.
+    pub admin_changes: bool,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// Connections open at once, both directions; `None`: half of the descriptors.
+    pub max_connections: Option<usize>,
+    /// TLS handshakes under way at once.
+    pub max_pending_handshakes: usize,
+    /// Worker threads.
+    pub workers: usize,
+    /// `tracing` filter directives.
+    pub log: String,
+    /// Shape of the log.
+    pub log_format: LogFormat,
+    /// Which connections are logged.
+    pub access_log: AccessLogMode,
+}
+
+/// One variable that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The variable's name.
+    pub name: String,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+/// All variables that can't be used.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for error in &self.0 {
+            writeln!(f, "pillion-proxy: {}: {}", error.name, error.problem)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Config {
+    /// Reads the whole environment.
+    ///
+    /// The second value holds warnings: names that begin with `PILLION_` and
+    /// mean nothing, each with the nearest name that does. A value that begins
+    /// with `tcp://` is skipped in silence: Kubernetes injects such variables
+    /// for a Service whose name is `pillion`.
+    ///
+    /// # Errors
+    /// Every variable that can't be used, all at once.
+    pub fn from_env(env: &impl Env) -> Result<(Self, Vec<String>), ConfigErrors> {
+        let mut r = Reader::new(env.all());
+        let config = Self {
+            policy_file: r.path("PILLION_POLICY_FILE"),
+            identity: identity(&mut r),
+            inbound_listen: r.addresses("PILLION_INBOUND_LISTEN", false),
+            outbound_listen: r.addresses("PILLION_OUTBOUND_LISTEN", true),
+            health_listen: r.addresses("PILLION_HEALTH_LISTEN", false),
+            metrics_listen: r.addresses("PILLION_METRICS_LISTEN", false),
+            admin_listen: r.addresses("PILLION_ADMIN_LISTEN", true),
+            admin_changes: r.choice("PILLION_ADMIN_CHANGES", &[("off", false), ("on", true)]),
+            timeouts: Timeouts {
+                connect: r.duration("PILLION_CONNECT_TIMEOUT"),
+                handshake: r.duration("PILLION_HANDSHAKE_TIMEOUT"),
+                detect: r.duration("PILLION_DETECT_TIMEOUT"),
+                half_close: r.duration("PILLION_HALF_CLOSE_TIMEOUT"),
+                drain: r.duration("PILLION_DRAIN_TIMEOUT"),
+            },
+            max_connections: r.optional_number("PILLION_MAX_CONNECTIONS", 1..=10_000_000),
+            max_pending_handshakes: r
+                .number("PILLION_MAX_PENDING_HANDSHAKES", 1..=1_000_000)
+                .unwrap_or(1),
+            workers: r
+                .optional_number("PILLION_WORKERS", 1..=256)
+                .unwrap_or_else(parse::default_workers),
+            log: r.log_filter("PILLION_LOG"),
+            log_format: r.choice(
+                "PILLION_LOG_FORMAT",
+                &[("json", LogFormat::Json), ("text", LogFormat::Text)],
+            ),
+            access_log: r.choice(
+                "PILLION_ACCESS_LOG",
+                &[
+                    ("off", AccessLogMode::Off),
+                    ("denied", AccessLogMode::Denied),
+                    ("all", AccessLogMode::All),
+                ],
+            ),
+        };
+        r.refuse_what_does_not_work_yet();
+        r.finish(config)
+    }
+
+    /// The ports that the proxy itself listens on.
+    pub fn own_ports(&self) -> Vec<u16> {
+        [
+            &self.inbound_listen,
+            &self.outbound_listen,
+            &self.health_listen,
+            &self.metrics_listen,
+            &self.admin_listen,
+        ]
+        .into_iter()
+        .flatten()
+        .map(SocketAddr::port)
+        .collect()
+    }
+}
+
+/// Where our SVID and the bundles are. A bundle file (Kubernetes
+/// `PodCertificate`) takes the place of the two separate files.
+fn identity(r: &mut Reader) -> IdentityFiles {
+    let svid = match r.optional_path("PILLION_TLS_BUNDLE_FILE") {
+        Some(file) => {
+            r.refuse_both("PILLION_TLS_BUNDLE_FILE", "PILLION_TLS_CERT_FILE");
+            r.refuse_both("PILLION_TLS_BUNDLE_FILE", "PILLION_TLS_KEY_FILE");
+            SvidSource::Bundle { file }
+        }
+        None => SvidSource::Files {
+            cert: r.path("PILLION_TLS_CERT_FILE"),
+            key: r.path("PILLION_TLS_KEY_FILE"),
+        },
+    };
+    IdentityFiles {
+        svid,
+        ca: r.path("PILLION_TLS_CA_FILE"),
+        trust_bundles_dir: r.optional_path("PILLION_TRUST_BUNDLES_DIR"),
+        trust_domain: r.parsed::<TrustDomain>("PILLION_TRUST_DOMAIN"),
+        key_exchange: r.choice(
+            "PILLION_KEY_EXCHANGE",
+            &[("auto", KeyExchange::Auto), ("classic", KeyExchange::Classic)],
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_empty_environment_gives_the_documented_defaults() {
+        let (c, warnings) = Config::from_env(&env(&[])).unwrap();
+        assert!(warnings.is_empty());
+        assert_eq!(c.inbound_listen, ["0.0.0.0:15006", "[::]:15006"].map(|a| a.parse().unwrap()));
+        assert_eq!(
+            c.outbound_listen,
+            ["127.0.0.1:15001", "[::1]:15001"].map(|a| a.parse().unwrap())
+        );
+        assert_eq!(c.timeouts.handshake, Duration::from_secs(10));
+        assert_eq!(c.timeouts.half_close, Duration::from_secs(3600));
+        assert!((1..=2).contains(&c.workers));
+        assert_eq!(c.access_log, AccessLogMode::Denied);
+    }
+
+    #[test]
+    fn all_bad_variables_are_named_at_once() {
+        let bad = env(&[
+            ("PILLION_CONNECT_TIMEOUT", "5"),
+            ("PILLION_WORKERS", "0"),
+            ("PILLION_INBOUND_LISTEN", "15006"),
+            ("PILLION_OUTBOUND_LISTEN", "0.0.0.0:15001"),
+            ("PILLION_ACCESS_LOG", "some"),
+            ("PILLION_TRUST_DOMAIN", "Example.com"),
+            ("PILLION_LOG", "a=b=c"),
+        ]);
+        let errors = Config::from_env(&bad).unwrap_err();
+        let mut names: Vec<_> = errors.0.iter().map(|e| e.name.as_str()).collect();
+        names.sort_unstable();
+        let mut expected: Vec<_> = bad.keys().map(String::as_str).collect();
+        expected.sort_unstable();
+        assert_eq!(names, expected, "{errors}");
+    }
+
+    #[test]
+    fn an_unknown_name_warns_with_the_nearest_and_a_service_variable_is_skipped() {
+        let (_, warnings) = Config::from_env(&env(&[
+            ("PILLION_CONECT_TIMEOUT", "5s"),
+            ("PILLION_PORT", "tcp://10.0.0.1:80"),
+            ("PILLION_ADMIN_LISTEN", "tcp://10.0.0.1:80"),
+        ]))
+        .unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("PILLION_CONNECT_TIMEOUT"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_revocation_list_is_refused_rather_than_ignored() {
+        let errors = Config::from_env(&env(&[("PILLION_TLS_CRL_FILE", "/crl.pem")])).unwrap_err();
+        assert_eq!(errors.0[0].name, "PILLION_TLS_CRL_FILE");
+    }
+
+    #[test]
+    fn a_bundle_file_excludes_the_separate_files() {
+        let both = env(&[("PILLION_TLS_BUNDLE_FILE", "/b"), ("PILLION_TLS_KEY_FILE", "/k")]);
+        assert_eq!(Config::from_env(&both).unwrap_err().0.len(), 1);
+        let (c, _) = Config::from_env(&env(&[("PILLION_TLS_BUNDLE_FILE", "/b")])).unwrap();
+        assert!(matches!(c.identity.svid, SvidSource::Bundle { .. }));
+    }
+}

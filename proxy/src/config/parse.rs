@@ -1,0 +1,234 @@
+//! Reads typed values and collects what is wrong with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::vars::{VARIABLES, find};
+use super::{Config, ConfigError, ConfigErrors};
+
+/// Variables of features that are not there yet. Ignoring one would let in what
+/// its user meant to keep out, so each is an error.
+const NOT_YET: &[(&str, &str)] = &[(
+    "PILLION_TLS_CRL_FILE",
+    "certificate revocation lists are not supported by this version; unset it, and use short-lived certificates",
+)];
+
+/// Reads variables by name, remembering every error.
+pub(super) struct Reader {
+    vars: BTreeMap<String, String>,
+    errors: Vec<ConfigError>,
+}
+
+impl Reader {
+    pub(super) fn new(mut vars: BTreeMap<String, String>) -> Self {
+        vars.retain(|name, value| name.starts_with("PILLION_") && !value.starts_with("tcp://"));
+        Self { vars, errors: Vec::new() }
+    }
+
+    fn error(&mut self, name: &str, problem: impl Into<String>) {
+        self.errors.push(ConfigError { name: name.to_owned(), problem: problem.into() });
+    }
+
+    /// The value that is set, or the table's default; `None` when both are empty.
+    fn value(&self, name: &'static str) -> Option<String> {
+        let set = self.vars.get(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
+        set.or_else(|| find(name).map(|v| v.default.to_owned()).filter(|v| !v.is_empty()))
+    }
+
+    pub(super) fn path(&mut self, name: &'static str) -> PathBuf {
+        self.optional_path(name).unwrap_or_default()
+    }
+
+    pub(super) fn optional_path(&mut self, name: &'static str) -> Option<PathBuf> {
+        self.value(name).map(PathBuf::from)
+    }
+
+    pub(super) fn refuse_both(&mut self, one: &str, other: &str) {
+        if self.vars.contains_key(one) && self.vars.contains_key(other) {
+            self.error(other, format!("{one} is set too, and it takes this one's place: unset one"));
+        }
+    }
+
+    pub(super) fn refuse_what_does_not_work_yet(&mut self) {
+        for (name, problem) in NOT_YET {
+            if self.vars.contains_key(*name) {
+                self.error(name, *problem);
+            }
+        }
+    }
+
+    pub(super) fn parsed<T>(&mut self, name: &'static str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: Display,
+    {
+        match self.value(name)?.parse() {
+            Ok(value) => Some(value),
+            Err(e) => {
+                self.error(name, format!("{e}"));
+                None
+            }
+        }
+    }
+
+    pub(super) fn choice<T: Copy>(&mut self, name: &'static str, choices: &[(&str, T)]) -> T {
+        let value = self.value(name).unwrap_or_default();
+        let found = choices.iter().find(|(word, _)| *word == value);
+        if found.is_none() {
+            let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+            self.error(name, format!("`{value}` is none of {}", words.join(", ")));
+        }
+        // The list is a literal of the caller's; its first entry stands in after
+        // an error, which `finish` turns into a refusal to start.
+        #[allow(clippy::indexing_slicing)]
+        found.unwrap_or(&choices[0]).1
+    }
+
+    pub(super) fn duration(&mut self, name: &'static str) -> Duration {
+        let value = self.value(name).unwrap_or_default();
+        match parse_duration(&value) {
+            Some(d) if d >= Duration::from_millis(1) && d <= Duration::from_secs(86_400) => d,
+            Some(_) => {
+                self.error(name, format!("`{value}` is not between 1ms and 24h"));
+                Duration::from_secs(1)
+            }
+            None => {
+                self.error(name, format!("`{value}` is no duration: a number with its unit (ms, s, m or h), such as 500ms or 10s"));
+                Duration::from_secs(1)
+            }
+        }
+    }
+
+    pub(super) fn number(&mut self, name: &'static str, range: RangeInclusive<usize>) -> Option<usize> {
+        self.optional_number(name, range)
+    }
+
+    pub(super) fn optional_number(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<usize>,
+    ) -> Option<usize> {
+        let value = self.value(name)?;
+        match value.parse::<usize>() {
+            Ok(n) if range.contains(&n) => Some(n),
+            _ => {
+                self.error(
+                    name,
+                    format!("`{value}` is no whole number from {} to {}", range.start(), range.end()),
+                );
+                None
+            }
+        }
+    }
+
+    /// A list with commas. `loopback`: the endpoint would be an open door on any
+    /// other address, so nothing but a loopback address is taken.
+    pub(super) fn addresses(&mut self, name: &'static str, loopback: bool) -> Vec<SocketAddr> {
+        let value = self.value(name).unwrap_or_default();
+        let mut addresses = Vec::new();
+        for item in value.split(',').map(str::trim).filter(|i| !i.is_empty()) {
+            match item.parse::<SocketAddr>() {
+                Ok(a) if a.port() == 0 => {
+                    self.error(name, format!("`{item}` has no port that redirect rules could name"));
+                }
+                Ok(a) if loopback && !a.ip().is_loopback() => {
+                    self.error(name, format!("`{item}` is not a loopback address, and this endpoint must be reachable from the pod alone: use 127.0.0.1 or [::1]"));
+                }
+                Ok(a) => addresses.push(a),
+                Err(_) => self.error(
+                    name,
+                    format!("`{item}` is no address and port, such as 0.0.0.0:15006 or [::]:15006"),
+                ),
+            }
+        }
+        addresses
+    }
+
+    pub(super) fn log_filter(&mut self, name: &'static str) -> String {
+        let value = self.value(name).unwrap_or_default();
+        if let Err(e) = value.parse::<tracing_subscriber::EnvFilter>() {
+            self.error(name, format!("`{value}` is no log filter: {e}"));
+        }
+        value
+    }
+
+    pub(super) fn finish(self, config: Config) -> Result<(Config, Vec<String>), ConfigErrors> {
+        if !self.errors.is_empty() {
+            return Err(ConfigErrors(dedup(self.errors)));
+        }
+        let warnings = self
+            .vars
+            .keys()
+            // pillion-init reads its own from the same pod spec.
+            .filter(|name| find(name).is_none() && !name.starts_with("PILLION_INIT_"))
+            .map(|name| match nearest(name) {
+                Some(near) => format!("{name} means nothing here; did you mean {near}?"),
+                None => format!("{name} means nothing here"),
+            })
+            .collect();
+        Ok((config, warnings))
+    }
+}
+
+fn dedup(errors: Vec<ConfigError>) -> Vec<ConfigError> {
+    let mut seen = BTreeSet::new();
+    errors.into_iter().filter(|e| seen.insert((e.name.clone(), e.problem.clone()))).collect()
+}
+
+/// `500ms`, `10s`, `5m`, `1h`: a unit is required, so that nobody guesses one.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let split = text.find(|c: char| !c.is_ascii_digit())?;
+    let (digits, unit) = text.split_at_checked(split)?;
+    let n: u64 = digits.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(n)),
+        "s" => Some(Duration::from_secs(n)),
+        "m" => n.checked_mul(60).map(Duration::from_secs),
+        "h" => n.checked_mul(3600).map(Duration::from_secs),
+        _ => None,
+    }
+}
+
+/// CPUs that this process may use (std reads the affinity mask and the cgroup's
+/// quota), at most 2: a sidecar beside one app rarely earns a third.
+pub(super) fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(2)
+}
+
+/// The known name with the fewest edits, when it is near enough to be meant.
+fn nearest(name: &str) -> Option<&'static str> {
+    VARIABLES
+        .iter()
+        .map(|v| (strsim::damerau_levenshtein(name, v.name), v.name))
+        .min()
+        .filter(|(distance, _)| *distance <= 4)
+        .map(|(_, near)| near)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_want_a_unit() {
+        assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
+        assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
+        for bad in ["", "5", "s", "-1s", "5 s", "5d", "1.5s", "99999999999999999999s", "18446744073709551615h"] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_variable_has_the_prefix_and_no_name_that_a_service_would_inject() {
+        for v in VARIABLES {
+            assert!(v.name.starts_with("PILLION_"), "{}", v.name);
+            assert!(!v.name.ends_with("_PORT") && !v.name.ends_with("_HOST"), "{}", v.name);
+        }
+    }
+}

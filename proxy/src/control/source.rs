@@ -1,0 +1,157 @@
+//! What the health, metrics and admin servers tell.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use rustls::pki_types::UnixTime;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tracing_subscriber::EnvFilter;
+
+use crate::admin::{Answer, Source};
+use crate::live::Shared;
+use crate::telemetry::LogHandle;
+use crate::worker::Command;
+
+use super::Workers;
+
+/// How long a worker may take to list its connections.
+const LIST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Answers from the published state.
+pub struct Report {
+    shared: Arc<Shared>,
+    workers: Workers,
+    log: LogHandle,
+    started: AtomicBool,
+}
+
+impl Report {
+    /// Ready to answer; the listeners are bound by now.
+    pub fn new(shared: Arc<Shared>, workers: Workers, log: LogHandle) -> Self {
+        Self { shared, workers, log, started: AtomicBool::new(false) }
+    }
+}
+
+impl Source for Report {
+    fn pending(&self) -> Vec<&'static str> {
+        let published = &self.shared.published;
+        let mut pending = Vec::new();
+        match published.tls.load().as_ref() {
+            None => pending.push("certificates"),
+            Some(tls) if tls.is_expired(UnixTime::now()) => {
+                pending.push("certificates (ours is expired)");
+            }
+            Some(_) => {}
+        }
+        match published.policy.load().as_ref() {
+            None => pending.push("policy"),
+            Some(policy) => {
+                let hosts = published.hosts.load();
+                if !policy.hosts().iter().all(|host| hosts.0.contains_key(host)) {
+                    pending.push("names in the policy");
+                }
+            }
+        }
+        if pending.is_empty() {
+            self.started.store(true, Ordering::Relaxed);
+        }
+        pending
+    }
+
+    fn started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    fn metrics(&self) -> Vec<u8> {
+        self.shared.metrics.render(self.log.dropped().dropped_lines()).unwrap_or_else(|e| {
+            tracing::error!(error = %e, "metrics can't be rendered");
+            Vec::new()
+        })
+    }
+
+    fn config(&self) -> Value {
+        let c = &self.shared.config;
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "policy_file": c.policy_file,
+            "inbound_listen": c.inbound_listen,
+            "outbound_listen": c.outbound_listen,
+            "health_listen": c.health_listen,
+            "metrics_listen": c.metrics_listen,
+            "admin_listen": c.admin_listen,
+            "admin_changes": c.admin_changes,
+            "connect_timeout_ms": ms(c.timeouts.connect),
+            "handshake_timeout_ms": ms(c.timeouts.handshake),
+            "detect_timeout_ms": ms(c.timeouts.detect),
+            "half_close_timeout_ms": ms(c.timeouts.half_close),
+            "drain_timeout_ms": ms(c.timeouts.drain),
+            "max_connections": self.shared.max_connections,
+            "max_pending_handshakes": c.max_pending_handshakes,
+            "workers": c.workers,
+        })
+    }
+
+    fn connections(&self) -> Answer<'_> {
+        Box::pin(async {
+            let mut all = Vec::new();
+            for worker in &self.workers.0 {
+                let (reply, answer) = oneshot::channel();
+                if worker.send(Command::Connections(reply)).is_ok()
+                    && let Ok(Ok(list)) = tokio::time::timeout(LIST_TIMEOUT, answer).await
+                {
+                    all.extend(list);
+                }
+            }
+            Value::Array(all)
+        })
+    }
+
+    fn certificates(&self) -> Value {
+        let Some(tls) = self.shared.published.tls.load_full() else { return Value::Null };
+        let not_after = tls.not_after().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        json!({
+            "id": tls.own_id().as_str(),
+            "serial": tls.serial(),
+            "not_after_unix": not_after,
+            "expired": tls.is_expired(UnixTime::now()),
+        })
+    }
+
+    fn policy(&self) -> Value {
+        let Some(policy) = self.shared.published.policy.load_full() else { return Value::Null };
+        let rules = policy.rules().iter().map(|r| {
+            json!({
+                "name": &**r.name(), "action": r.action().as_str(),
+                "mode": r.enforcement().as_str(), "ports": r.ports(), "line": r.line(),
+            })
+        });
+        let destinations = policy.destinations().iter().map(|d| {
+            json!({
+                "name": &**d.name(), "action": d.action().as_str(), "ports": d.ports(),
+                "hosts": d.hosts().iter().map(|h| &**h).collect::<Vec<_>>(), "line": d.line(),
+            })
+        });
+        json!({
+            "name": policy.name(),
+            "hash": policy.hash(),
+            "enforcement": policy.enforcement().as_str(),
+            "rules": rules.collect::<Vec<_>>(),
+            "destinations": destinations.collect::<Vec<_>>(),
+        })
+    }
+
+    fn log_filter(&self) -> String {
+        self.log.filter().with_current(ToString::to_string).unwrap_or_default()
+    }
+
+    fn set_log_filter(&self, filter: &str) -> Result<(), String> {
+        if !self.shared.config.admin_changes {
+            return Err("changes are off: set PILLION_ADMIN_CHANGES=on".to_owned());
+        }
+        let filter = filter.parse::<EnvFilter>().map_err(|e| e.to_string())?;
+        self.log.filter().reload(filter).map_err(|e| e.to_string())
+    }
+}

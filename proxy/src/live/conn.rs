@@ -1,0 +1,315 @@
+//! One open connection: what is known of it, and the handle that ends it.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pillion_certs::spiffe::SpiffeId;
+use pillion_certs::verify::VerifiedPeer;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use crate::net::{ClientAddr, OriginalDst};
+use crate::policy::{InboundConn, Mode, OutboundDecision, Policy, Shadow};
+use crate::telemetry::{ByteCounters, CloseReason, Direction, Record};
+
+use super::HostAddresses;
+
+/// What protects a connection on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// We terminate or originate mutual TLS.
+    Mtls,
+    /// Inbound plaintext (or TLS of the app's own) on a permissive or disabled port.
+    Plaintext,
+    /// Outbound bytes passed on as they are.
+    Passthrough,
+}
+
+impl Tls {
+    /// The log field.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Mtls => "mtls",
+            Self::Plaintext => "plaintext",
+            Self::Passthrough => "passthrough",
+        }
+    }
+}
+
+/// How far a connection has come; decides how a changed policy judges it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Accepted, not judged: it will be judged by the policy of that moment.
+    Opening,
+    /// Judged and allowed: a new policy judges it again.
+    Allowed,
+    /// Outside the policy: the pod's own addresses and its nameservers.
+    Exempt,
+}
+
+/// A connection, owned by its worker. It is registered before it is judged, so
+/// that no change of policy slips between the two.
+#[derive(Debug)]
+pub struct Conn {
+    /// Unique on its worker.
+    pub id: u64,
+    /// Which way.
+    pub direction: Direction,
+    /// Who connected.
+    pub source: ClientAddr,
+    opened: Instant,
+    facts: RefCell<Facts>,
+    /// Application bytes so far, to the app.
+    pub to_app: Cell<u64>,
+    /// Application bytes so far, from the app.
+    pub from_app: Cell<u64>,
+    counters: ByteCounters,
+    flushed: Cell<(u64, u64)>,
+    stop: Cell<Option<CloseReason>>,
+    stopped: Notify,
+}
+
+#[derive(Debug)]
+struct Facts {
+    stage: Stage,
+    destination: Option<OriginalDst>,
+    peer: Option<VerifiedPeer>,
+    tls: Option<Tls>,
+    verdict: Option<&'static str>,
+    rule: Option<Arc<str>>,
+    shadow: Option<Shadow>,
+    detail: Option<String>,
+}
+
+impl Conn {
+    pub(super) fn new(
+        id: u64,
+        direction: Direction,
+        source: ClientAddr,
+        counters: ByteCounters,
+    ) -> Self {
+        Self {
+            id,
+            direction,
+            source,
+            opened: Instant::now(),
+            facts: RefCell::new(Facts {
+                stage: Stage::Opening,
+                destination: None,
+                peer: None,
+                tls: None,
+                verdict: None,
+                rule: None,
+                shadow: None,
+                detail: None,
+            }),
+            to_app: Cell::new(0),
+            from_app: Cell::new(0),
+            counters,
+            flushed: Cell::new((0, 0)),
+            stop: Cell::new(None),
+            stopped: Notify::new(),
+        }
+    }
+
+    /// Records where the client meant to go.
+    pub fn set_destination(&self, dst: OriginalDst) {
+        self.facts.borrow_mut().destination = Some(dst);
+    }
+
+    /// Records what protects the connection.
+    pub fn set_tls(&self, tls: Tls) {
+        self.facts.borrow_mut().tls = Some(tls);
+    }
+
+    /// Records the verified identity of the other end.
+    pub fn set_peer(&self, peer: VerifiedPeer) {
+        self.facts.borrow_mut().peer = Some(peer);
+    }
+
+    /// What protects the connection, once that is known.
+    pub fn tls(&self) -> Option<Tls> {
+        self.facts.borrow().tls
+    }
+
+    /// Calls `f` with the verified identity of the other end, if it has one.
+    pub fn with_peer<R>(&self, f: impl FnOnce(Option<&SpiffeId>) -> R) -> R {
+        f(self.facts.borrow().peer.as_ref().map(VerifiedPeer::id))
+    }
+
+    /// Records more on the reason that this connection is about to end with.
+    pub fn set_detail(&self, detail: impl Into<String>) {
+        self.facts.borrow_mut().detail = Some(detail.into());
+    }
+
+    /// Records the verdict, and that a later policy has to judge again.
+    pub fn judged(&self, allow: bool, rule: &Arc<str>, shadow: Option<Shadow>) {
+        let mut facts = self.facts.borrow_mut();
+        facts.verdict = Some(if allow { "allow" } else { "deny" });
+        facts.rule = Some(Arc::clone(rule));
+        facts.shadow = shadow;
+        if allow {
+            facts.stage = Stage::Allowed;
+        }
+    }
+
+    /// Records that no policy applies.
+    pub fn exempt(&self) {
+        self.facts.borrow_mut().stage = Stage::Exempt;
+    }
+
+    /// Asks the connection's task to end with `reason`; the first reason stands.
+    pub fn stop(&self, reason: CloseReason) {
+        if self.stop.get().is_none() {
+            self.stop.set(Some(reason));
+            self.stopped.notify_one();
+        }
+    }
+
+    /// Resolves when somebody calls [`Conn::stop`]. One task waits at a time.
+    pub async fn stopped(&self) -> CloseReason {
+        loop {
+            if let Some(reason) = self.stop.get() {
+                return reason;
+            }
+            self.stopped.notified().await;
+        }
+    }
+
+    /// Runs `story` unless the connection is stopped first.
+    ///
+    /// # Errors
+    /// The story's own end, or the reason it was stopped for.
+    pub async fn unless_stopped<T>(
+        &self,
+        story: impl Future<Output = Result<T, CloseReason>>,
+    ) -> Result<T, CloseReason> {
+        tokio::select! {
+            biased;
+            reason = self.stopped() => Err(reason),
+            result = story => result,
+        }
+    }
+
+    /// The rule by which `policy` no longer lets this connection be, if it does not.
+    ///
+    /// A connection still opening is judged by what is known of it, its address:
+    /// the rest is judged by the newest policy when it is known.
+    pub fn denied_by(&self, policy: &Policy, hosts: &HostAddresses) -> Option<Arc<str>> {
+        let facts = self.facts.borrow();
+        let destination = facts.destination?.0;
+        let peer = facts.peer.as_ref().map(VerifiedPeer::id);
+        match (self.direction, facts.stage) {
+            (_, Stage::Exempt) => None,
+            (Direction::Inbound, Stage::Opening) => policy
+                .inbound_by_address(self.source.0.ip(), destination.port())
+                .filter(|d| !d.allow)
+                .map(|d| d.rule),
+            (Direction::Inbound, Stage::Allowed) => {
+                if let Some(rule) = mode_or_domain_denies(policy, destination.port(), facts.tls, peer) {
+                    return Some(rule);
+                }
+                let port = destination.port();
+                let source = self.source.0.ip();
+                let d = policy.inbound(&InboundConn { source, port, identity: peer });
+                (!d.allow).then_some(d.rule)
+            }
+            (Direction::Outbound, _) => {
+                let decision = policy.outbound(destination.ip(), destination.port(), hosts);
+                outbound_denies(policy, decision, facts.tls, peer)
+            }
+        }
+    }
+
+    /// Adds what was relayed since the last call to the metrics.
+    pub fn flush_bytes(&self) {
+        let (to_app, from_app) = self.flushed.get();
+        self.counters.to_app.inc_by(self.to_app.get().saturating_sub(to_app));
+        self.counters.from_app.inc_by(self.from_app.get().saturating_sub(from_app));
+        self.flushed.set((self.to_app.get(), self.from_app.get()));
+    }
+
+    /// Calls `f` with the access-log record of an end with `reason`.
+    pub(super) fn with_record<R>(&self, reason: CloseReason, f: impl FnOnce(&Record<'_>) -> R) -> R {
+        let facts = self.facts.borrow();
+        f(&Record {
+            direction: self.direction,
+            source: self.source.0,
+            destination: facts.destination.map(|d| d.0),
+            peer: facts.peer.as_ref().map(|p| p.id().as_str()),
+            tls: facts.tls.map(Tls::label),
+            verdict: facts.verdict,
+            rule: facts.rule.as_deref(),
+            shadow: facts
+                .shadow
+                .as_ref()
+                .map(|s| (if s.allow { "allow" } else { "deny" }, s.rule.as_ref())),
+            reason,
+            detail: facts.detail.as_deref(),
+            bytes_to_app: self.to_app.get(),
+            bytes_from_app: self.from_app.get(),
+            duration: self.opened.elapsed(),
+        })
+    }
+
+    /// For the admin endpoint.
+    pub fn to_json(&self) -> Value {
+        let facts = self.facts.borrow();
+        json!({
+            "direction": self.direction.label(),
+            "source": self.source.0,
+            "destination": facts.destination.map(|d| d.0),
+            "peer": facts.peer.as_ref().map(|p| p.id().as_str()),
+            "tls": facts.tls.map(Tls::label),
+            "verdict": facts.verdict,
+            "rule": facts.rule.as_deref(),
+            "bytes_to_app": self.to_app.get(),
+            "bytes_from_app": self.from_app.get(),
+            "age_ms": u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// How long the connection has been open.
+    pub fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+}
+
+/// Plaintext on a port that has become strict, or a peer whose trust domain is no
+/// longer accepted.
+fn mode_or_domain_denies(
+    policy: &Policy,
+    port: u16,
+    tls: Option<Tls>,
+    peer: Option<&SpiffeId>,
+) -> Option<Arc<str>> {
+    if tls != Some(Tls::Mtls) && policy.inbound_mode(port) == Mode::Strict {
+        return Some(Arc::from("mtls"));
+    }
+    domain_denies(policy, peer)
+}
+
+fn domain_denies(policy: &Policy, peer: Option<&SpiffeId>) -> Option<Arc<str>> {
+    peer.filter(|id| !policy.accepts_trust_domain(id.trust_domain()))
+        .map(|_| Arc::from("trustDomains"))
+}
+
+/// Whether an outbound connection that is up with `tls` to `peer` contradicts a
+/// new decision. More protection than the policy asks for is no contradiction.
+fn outbound_denies(
+    policy: &Policy,
+    decision: OutboundDecision,
+    tls: Option<Tls>,
+    peer: Option<&SpiffeId>,
+) -> Option<Arc<str>> {
+    match decision {
+        OutboundDecision::Deny { rule } => Some(rule),
+        OutboundDecision::Passthrough { .. } => domain_denies(policy, peer),
+        OutboundDecision::Mtls { rule, destination, .. } => match (tls, peer) {
+            (Some(Tls::Passthrough), _) => Some(rule),
+            (_, Some(id)) if !destination.server_identities().matches(id) => Some(rule),
+            (_, peer) => domain_denies(policy, peer),
+        },
+    }
+}

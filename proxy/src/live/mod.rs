@@ -1,0 +1,10 @@
+//! What is alive: the state that the control thread publishes, and the
+//! connections that are open under it.
+
+mod conn;
+mod published;
+mod registry;
+
+pub use conn::{Conn, Stage, Tls};
+pub use published::{HostAddresses, LocalNet, Published, ResolveRequest, Shared};
+pub use registry::{Guard, HandshakeSlot, Registry};

@@ -1,0 +1,151 @@
+//! State that the control thread makes and every worker reads: one atomic
+//! pointer each, read once a connection.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use pillion_certs::generation::TlsGeneration;
+use rustls::pki_types::UnixTime;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::Config;
+use crate::policy::{HostTable, Policy};
+use crate::telemetry::{AccessLog, LogLimiter, Metrics};
+
+/// How long a connection waits for names to be resolved again after a miss.
+const RESOLVE_WAIT: Duration = Duration::from_secs(1);
+
+/// Addresses of the names that the policy's `hosts` use.
+#[derive(Debug, Default)]
+pub struct HostAddresses(pub HashMap<Arc<str>, HashSet<IpAddr>>);
+
+impl HostTable for HostAddresses {
+    fn contains(&self, host: &str, ip: IpAddr) -> bool {
+        self.0.get(host).is_some_and(|addresses| addresses.contains(&ip))
+    }
+}
+
+impl HostAddresses {
+    fn knows(&self, ip: IpAddr) -> bool {
+        self.0.values().any(|addresses| addresses.contains(&ip))
+    }
+}
+
+/// What belongs to this pod, and the nameservers: never subject to the outbound policy.
+#[derive(Debug, Default)]
+pub struct LocalNet {
+    /// Addresses of the pod's interfaces.
+    pub addresses: HashSet<IpAddr>,
+    /// `nameserver` lines of resolv.conf.
+    pub nameservers: HashSet<IpAddr>,
+}
+
+impl LocalNet {
+    /// Whether `ip` leads back into this pod.
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        ip.is_loopback() || ip.is_unspecified() || self.addresses.contains(&ip)
+    }
+
+    /// Whether an outbound connection to `dst` is exempt from the policy: the pod
+    /// itself, or DNS over TCP to a nameserver.
+    pub fn is_exempt(&self, dst: SocketAddr) -> bool {
+        self.is_own(dst.ip()) || (dst.port() == 53 && self.nameservers.contains(&dst.ip()))
+    }
+}
+
+/// A worker asks the control thread to resolve the policy's names again.
+#[derive(Debug)]
+pub struct ResolveRequest {
+    /// Told when the addresses are published.
+    pub done: oneshot::Sender<()>,
+}
+
+/// The published pointers.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// The policy in force; none before the first good one.
+    pub policy: ArcSwapOption<Policy>,
+    /// Our certificate generation; none before the first good one.
+    pub tls: ArcSwapOption<TlsGeneration>,
+    /// Addresses of the policy's names.
+    pub hosts: ArcSwap<HostAddresses>,
+    /// This pod's addresses.
+    pub local: ArcSwap<LocalNet>,
+}
+
+impl Published {
+    /// The generation to serve a connection with; none when there is none, or our
+    /// own certificate is expired.
+    pub fn usable_tls(&self) -> Option<Arc<TlsGeneration>> {
+        self.tls.load_full().filter(|tls| !tls.is_expired(UnixTime::now()))
+    }
+}
+
+/// Everything that all threads share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The environment's word.
+    pub config: Config,
+    /// The proxy's own ports.
+    pub own_ports: Vec<u16>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Access log.
+    pub access_log: AccessLog,
+    /// What control publishes.
+    pub published: Published,
+    /// Connections open now, on all workers.
+    pub open: AtomicUsize,
+    /// The most that may be open.
+    pub max_connections: usize,
+    /// Keeps errors of accept(2) to one line a second.
+    pub log_limiter: LogLimiter,
+    /// To the control thread's resolver.
+    pub resolve: mpsc::Sender<ResolveRequest>,
+}
+
+impl Shared {
+    /// How many connections are open now.
+    pub fn open_connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Has the policy's names resolved once more when none of them is known to
+    /// have the address `ip`. True when the table may have changed. The control
+    /// thread keeps the rate; this waits at most a second.
+    pub async fn resolve_miss(&self, ip: IpAddr) -> bool {
+        let named = self.published.policy.load().as_ref().is_some_and(|p| !p.hosts().is_empty());
+        if !named || self.published.hosts.load().knows(ip) {
+            return false;
+        }
+        let (done, wait) = oneshot::channel();
+        if self.resolve.try_send(ResolveRequest { done }).is_err() {
+            return false;
+        }
+        matches!(tokio::time::timeout(RESOLVE_WAIT, wait).await, Ok(Ok(())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exempt_is_the_pod_itself_and_dns_to_its_nameservers() {
+        let ip = |s: &str| s.parse::<IpAddr>().unwrap();
+        let local = LocalNet {
+            addresses: HashSet::from([ip("10.0.0.5"), ip("fd00::5")]),
+            nameservers: HashSet::from([ip("10.96.0.10")]),
+        };
+        for exempt in ["127.0.0.9:1", "[::1]:1", "0.0.0.0:1", "10.0.0.5:80", "[fd00::5]:80", "10.96.0.10:53"] {
+            assert!(local.is_exempt(exempt.parse().unwrap()), "{exempt}");
+        }
+        for judged in ["10.0.0.6:80", "10.96.0.10:80", "10.96.0.11:53", "[fd00::6]:53"] {
+            assert!(!local.is_exempt(judged.parse().unwrap()), "{judged}");
+        }
+    }
+}

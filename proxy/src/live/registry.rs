@@ -1,0 +1,151 @@
+//! The connections of one worker.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde_json::Value;
+
+use crate::net::ClientAddr;
+use crate::telemetry::{CloseReason, Direction};
+
+use super::{Conn, Shared};
+
+/// All connections of one worker, and those among them in a handshake.
+#[derive(Debug)]
+pub struct Registry {
+    shared: Arc<Shared>,
+    next_id: Cell<u64>,
+    conns: RefCell<BTreeMap<u64, Rc<Conn>>>,
+    handshakes: RefCell<VecDeque<Rc<Conn>>>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub fn new(shared: Arc<Shared>) -> Rc<Self> {
+        Rc::new(Self {
+            shared,
+            next_id: Cell::new(0),
+            conns: RefCell::default(),
+            handshakes: RefCell::default(),
+        })
+    }
+
+    /// Registers a connection that was just accepted.
+    pub fn register(self: &Rc<Self>, direction: Direction, source: ClientAddr) -> Guard {
+        let id = self.next_id.get();
+        self.next_id.set(id.wrapping_add(1));
+        let metrics = &self.shared.metrics;
+        metrics.connection_opened(direction);
+        self.shared.open.fetch_add(1, Ordering::Relaxed);
+        let conn = Rc::new(Conn::new(id, direction, source, metrics.byte_counters(direction)));
+        self.conns.borrow_mut().insert(id, Rc::clone(&conn));
+        Guard { conn, registry: Rc::clone(self), reason: Cell::new(None) }
+    }
+
+    /// Counts `conn` as being in a handshake until the slot is dropped. When there
+    /// are too many, the oldest is stopped: under a flood of clients that stall,
+    /// that is a stalled one, while an honest one is done within milliseconds.
+    pub fn begin_handshake(self: &Rc<Self>, conn: &Rc<Conn>) -> HandshakeSlot {
+        let mut handshakes = self.handshakes.borrow_mut();
+        if handshakes.len() >= self.shared.config.max_pending_handshakes
+            && let Some(oldest) = handshakes.pop_front()
+        {
+            oldest.stop(CloseReason::HandshakeShed);
+        }
+        handshakes.push_back(Rc::clone(conn));
+        HandshakeSlot { registry: Rc::clone(self), id: conn.id }
+    }
+
+    /// Judges every connection by the policy that is published now, and stops
+    /// those that it denies.
+    pub fn rejudge(&self) {
+        let Some(policy) = self.shared.published.policy.load_full() else { return };
+        let hosts = self.shared.published.hosts.load();
+        for conn in self.snapshot() {
+            if let Some(rule) = conn.denied_by(&policy, &hosts) {
+                self.shared.metrics.terminated(&rule);
+                conn.set_detail(format!("the new policy denies it: {rule}"));
+                conn.stop(CloseReason::PolicyChanged);
+            }
+        }
+    }
+
+    /// Stops every connection.
+    pub fn stop_all(&self, reason: CloseReason) {
+        for conn in self.snapshot() {
+            conn.stop(reason);
+        }
+    }
+
+    /// Brings the byte metrics up to date for connections that stay open for long.
+    pub fn flush_bytes(&self) {
+        for conn in self.conns.borrow().values() {
+            conn.flush_bytes();
+        }
+    }
+
+    /// For the admin endpoint.
+    pub fn to_json(&self) -> Vec<Value> {
+        self.conns.borrow().values().map(|c| c.to_json()).collect()
+    }
+
+    fn snapshot(&self) -> Vec<Rc<Conn>> {
+        self.conns.borrow().values().map(Rc::clone).collect()
+    }
+
+    fn remove(&self, conn: &Conn, reason: CloseReason) {
+        self.conns.borrow_mut().remove(&conn.id);
+        conn.flush_bytes();
+        let shared = &self.shared;
+        shared.open.fetch_sub(1, Ordering::Relaxed);
+        shared.metrics.connection_closed(conn.direction, reason);
+        if reason == CloseReason::Panic {
+            shared.metrics.panics.inc();
+        }
+        conn.with_record(reason, |record| shared.access_log.write(record));
+    }
+}
+
+/// Ends the registration when it is dropped, whatever the way out: gauges count
+/// down and the access log has its line for a cancelled or panicking task too.
+#[derive(Debug)]
+pub struct Guard {
+    /// The connection.
+    pub conn: Rc<Conn>,
+    registry: Rc<Registry>,
+    reason: Cell<Option<CloseReason>>,
+}
+
+impl Guard {
+    /// The connection ended with `reason`.
+    pub fn end(self, reason: CloseReason) {
+        self.reason.set(Some(reason));
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let reason = self.reason.get().unwrap_or(if std::thread::panicking() {
+            CloseReason::Panic
+        } else {
+            CloseReason::Shutdown
+        });
+        self.registry.remove(&self.conn, reason);
+    }
+}
+
+/// A handshake under way.
+#[derive(Debug)]
+pub struct HandshakeSlot {
+    registry: Rc<Registry>,
+    id: u64,
+}
+
+impl Drop for HandshakeSlot {
+    fn drop(&mut self) {
+        self.registry.handshakes.borrow_mut().retain(|c| c.id != self.id);
+    }
+}

@@ -1,0 +1,94 @@
+//! Addresses as newtypes, original destinations, socket options, and accepting
+//! with back-off. Nothing above `config` is known here.
+
+mod leg;
+mod listen;
+mod original_dst;
+mod prefixed;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+pub use leg::{Leg, LegIo};
+pub use listen::{Acceptor, bind, is_absent_family};
+pub use original_dst::{OriginalDstError, original_dst};
+pub use prefixed::Prefixed;
+
+/// Source address of connections that the inbound proxy opens to the app: the
+/// redirect rules let it pass, so that it is not captured again.
+pub const INBOUND_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
+/// The same for IPv6; `pillion-init` adds this address to `lo`.
+pub const INBOUND_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+
+/// Who connected. Not interchangeable with [`OriginalDst`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddr(pub SocketAddr);
+
+/// Where the client meant to connect before the redirect rules changed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginalDst(pub SocketAddr);
+
+impl fmt::Display for ClientAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for OriginalDst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Makes an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2) plain IPv4. This is the
+/// one place where that happens: every address is canonical from here on. A
+/// link-local address keeps its zone, because it can't be dialled without.
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr {
+        SocketAddr::V4(_) => addr,
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(IpAddr::V4(v4), v6.port()),
+            None => SocketAddr::V6(SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id())),
+        },
+    }
+}
+
+/// The source that a connection to the app at `dst` is opened from.
+pub fn inbound_source(dst: SocketAddr) -> IpAddr {
+    match dst {
+        SocketAddr::V4(_) => INBOUND_SOURCE_V4.into(),
+        SocketAddr::V6(_) => INBOUND_SOURCE_V6.into(),
+    }
+}
+
+/// Every address of this network namespace, canonical. An error of the kernel's
+/// gives an empty list: the caller's guards then know loopback alone.
+pub fn local_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    interfaces
+        .filter_map(|i| i.address)
+        .filter_map(|a| {
+            let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_addresses_become_plain_and_zones_stay() {
+        let canon = |s: &str| canonical(s.parse().unwrap()).to_string();
+        assert_eq!(canon("[::ffff:10.0.0.1]:80"), "10.0.0.1:80");
+        assert_eq!(canon("10.0.0.1:80"), "10.0.0.1:80");
+        assert_eq!(canon("[::10.0.0.1]:80"), "[::a00:1]:80");
+        assert_eq!(canon("[fe80::1%3]:80"), "[fe80::1%3]:80");
+    }
+
+    #[test]
+    fn loopback_is_among_the_local_addresses() {
+        assert!(local_addresses().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    }
+}

@@ -1,0 +1,402 @@
+//! The tree to the model: the keys and values of the format, each checked where it stands.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use pillion_certs::spiffe::TrustDomain;
+
+use super::cidr::{Block, parse_net};
+use super::diagnostic::{Kind, Sink};
+use super::identity::Pattern;
+use super::model::{
+    At, BLOCK, DESTINATION, DOCUMENT, Destination, FROM, File, From, INBOUND, Inbound, METADATA,
+    OUTBOUND, Outbound, PORT, PROBE, RULE, Rule,
+};
+use super::reader::Fields;
+use super::yaml::{Node, Value, short};
+use super::{Action, AppAddress, Enforcement, Mode, OutboundAction};
+
+/// The only version of the format.
+pub(super) const API_VERSION: &str = "pillion/v1alpha1";
+/// The only kind of document.
+pub(super) const KIND: &str = "SidecarPolicy";
+/// Names that verdicts carry where no rule decides.
+pub(super) const RESERVED_NAMES: [&str; 2] = [super::DEFAULT_RULE, super::AUDIT_RULE];
+
+const ACTIONS: &[(&str, Action)] = &[("allow", Action::Allow), ("deny", Action::Deny)];
+const OUT_DEFAULTS: &[(&str, Action)] = &[("passthrough", Action::Allow), ("deny", Action::Deny)];
+const ENFORCEMENTS: &[(&str, Enforcement)] =
+    &[("enforce", Enforcement::Enforce), ("audit", Enforcement::Audit)];
+const MODES: &[(&str, Mode)] =
+    &[("strict", Mode::Strict), ("permissive", Mode::Permissive), ("disable", Mode::Disable)];
+const OUT_ACTIONS: &[(&str, OutboundAction)] = &[
+    ("mtls", OutboundAction::Mtls),
+    ("passthrough", OutboundAction::Passthrough),
+    ("deny", OutboundAction::Deny),
+];
+
+pub(super) fn file(root: &Node, own: Option<&TrustDomain>, sink: &mut Sink<'_>) -> File {
+    let mut out = File::default();
+    let Some(doc) = sink.fields(root, &DOCUMENT) else { return out };
+    for (key, word) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+        if let Some(node) = doc.get(key) {
+            sink.choice(node, &[(word, ())]);
+        }
+    }
+    let metadata = doc.get("metadata").and_then(|node| sink.fields(node, &METADATA));
+    if let Some(node) = metadata.and_then(|fields| fields.get("name")) {
+        out.name = sink.text(node).map(str::to_owned).unwrap_or_default();
+        if !out.name.is_empty() && !is_dns_name(&out.name) {
+            let message = format!("\"{}\" is no name; {DNS_NAME}", short(&out.name));
+            sink.add(Kind::BadValue, node.pos, message);
+        }
+    }
+    let enforcement = doc.get("enforcement").and_then(|node| sink.choice(node, ENFORCEMENTS));
+    out.enforcement = enforcement.unwrap_or_default();
+    if let Some(node) = doc.get("trustDomains") {
+        let cure = "leave trustDomains out to accept our own domain alone";
+        let items = sink.some_list(node, cure).unwrap_or_default();
+        let domains = items.iter().filter_map(|item| sink.parsed(item, "trust domain"));
+        out.trust_domains = Some(domains.collect());
+    }
+    // Identities aren't held against a list that couldn't be read in full.
+    let accepted = match (doc.get("trustDomains"), &out.trust_domains) {
+        (None, _) => own.cloned().map(|own| vec![own]),
+        (Some(node), Some(list)) => match &node.value {
+            Value::List(items) if !items.is_empty() && items.len() == list.len() => {
+                Some(list.clone())
+            }
+            _ => None,
+        },
+        (Some(_), None) => None,
+    };
+    let mut reader = Reader { own, accepted, sink };
+    out.inbound = doc.get("inbound").map(|node| reader.inbound(node)).unwrap_or_default();
+    out.outbound = doc.get("outbound").map(|node| reader.outbound(node)).unwrap_or_default();
+    out
+}
+
+const DNS_NAME: &str =
+    "write a DNS name: a-z, 0-9, \"-\" and \".\", beginning and ending in a letter or digit";
+
+struct Reader<'r, 't> {
+    own: Option<&'r TrustDomain>,
+    /// `None`: not known.
+    accepted: Option<Vec<TrustDomain>>,
+    sink: &'r mut Sink<'t>,
+}
+
+impl Reader<'_, '_> {
+    fn inbound(&mut self, node: &Node) -> Inbound {
+        let mut out = Inbound::default();
+        let Some(fields) = self.sink.fields(node, &INBOUND) else { return out };
+        let mtls = fields.get("mtls");
+        out.mtls = mtls.and_then(|node| self.mode(node));
+        out.default = fields.get("defaultAction").and_then(|n| self.sink.choice(n, ACTIONS));
+        if let Some(node) = fields.get("ports") {
+            for (key, value) in self.sink.entries(node) {
+                let port = self.sink.port_text(&key.text, key.pos);
+                let fields = self.sink.fields(value, &PORT);
+                let mode = fields.and_then(|f| f.get("mtls")).and_then(|node| self.mode(node));
+                if let (Some(port), Some(mode)) = (port, mode) {
+                    out.ports.insert(port, At { pos: key.pos, value: mode.value });
+                }
+            }
+        }
+        let address = fields.get("appAddress").and_then(|node| {
+            let words = [("podIP", AppAddress::PodIp), ("127.0.0.1", AppAddress::Loopback)];
+            self.sink.choice(node, &words)
+        });
+        out.app_address = address.unwrap_or_default();
+        let probes = fields.get("probes").and_then(|node| self.sink.list(node));
+        out.probes = probes.unwrap_or_default().iter().filter_map(|n| self.probe(n)).collect();
+        let rules = fields.get("rules").and_then(|node| self.sink.list(node)).unwrap_or_default();
+        let mut names = HashSet::new();
+        out.rules = rules.iter().filter_map(|node| self.rule(node, &mut names)).collect();
+        out
+    }
+
+    fn mode(&mut self, node: &Node) -> Option<At<Mode>> {
+        self.sink.choice(node, MODES).map(|value| At { pos: node.pos, value })
+    }
+
+    fn probe(&mut self, node: &Node) -> Option<(u16, Box<str>)> {
+        let fields = self.sink.fields(node, &PROBE)?;
+        let port = fields.get("port").and_then(|node| self.sink.port(node));
+        let node = fields.get("path")?;
+        let path = self.sink.text(node)?;
+        // What a request line can hold between two spaces (RFC 9112 section 3), as one spelling.
+        let plain = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && b != b'?');
+        if !path.starts_with('/') || !plain {
+            let message = format!(
+                "\"{}\" is no path; write it from its \"/\" as the kubelet asks for it, without \
+                 a query",
+                short(path)
+            );
+            self.sink.add(Kind::BadValue, node.pos, message);
+            return None;
+        }
+        Some((port?, path.into()))
+    }
+
+    fn rule<'n>(&mut self, node: &'n Node, names: &mut HashSet<&'n str>) -> Option<Rule> {
+        let fields = self.sink.fields(node, &RULE)?;
+        let name = self.name(&fields, names);
+        let action = fields.get("action").and_then(|n| self.sink.choice(n, ACTIONS));
+        let mode = match fields.get("mode") {
+            None => Some(Enforcement::Enforce),
+            Some(node) => self.sink.choice(node, ENFORCEMENTS),
+        };
+        let ports = self.ports(&fields);
+        let cure = "write [{any: true}] to match everyone";
+        let from = fields.get("from").and_then(|node| self.sink.some_list(node, cure))?;
+        let from = all(from.iter().map(|node| self.from(node)).collect());
+        Some(Rule {
+            pos: fields.key_pos("name"),
+            name: name?,
+            action: action?,
+            mode: mode?,
+            ports: ports?,
+            ports_pos: fields.get("ports").map_or(fields.pos, |node| node.pos),
+            from: from?,
+        })
+    }
+
+    /// A rule's or destination's name: a DNS label (RFC 1123), since it becomes a metric's label.
+    fn name<'n>(&mut self, fields: &Fields<'n>, names: &mut HashSet<&'n str>) -> Option<Arc<str>> {
+        let node = fields.get("name")?;
+        let name = self.sink.text(node)?;
+        if !is_dns_label(name) {
+            let message = format!(
+                "\"{}\" is no name; write a DNS label: a-z, 0-9 and \"-\", at most 63, beginning \
+                 and ending in a letter or digit",
+                short(name)
+            );
+            self.sink.add(Kind::BadValue, node.pos, message);
+        } else if RESERVED_NAMES.contains(&name) {
+            let message = format!("\"{name}\" names verdicts that no rule decides; choose another");
+            self.sink.add(Kind::BadValue, node.pos, message);
+        } else if !names.insert(name) {
+            let message = format!("the name \"{name}\" is taken already; choose another");
+            self.sink.add(Kind::DuplicateName, node.pos, message);
+        } else {
+            return Some(Arc::from(name));
+        }
+        None
+    }
+
+    /// `Some(None)` without the key: every port.
+    #[expect(clippy::option_option, reason = "unreadable and absent are told apart")]
+    fn ports(&mut self, fields: &Fields<'_>) -> Option<Option<Arc<[u16]>>> {
+        let Some(node) = fields.get("ports") else { return Some(None) };
+        let items = self.sink.some_list(node, "leave ports out to mean every port")?;
+        let mut ports = all(items.iter().map(|node| self.sink.port(node)).collect())?;
+        ports.sort_unstable();
+        ports.dedup();
+        Some(Some(Arc::from(ports)))
+    }
+
+    fn from(&mut self, node: &Node) -> Option<From> {
+        let fields = self.sink.fields(node, &FROM)?;
+        let (blocks, identities) = (fields.get("ipBlocks"), fields.get("identities"));
+        if let Some(any) = fields.get("any") {
+            let yes = self.sink.boolean(any)?;
+            if yes && blocks.is_none() && identities.is_none() {
+                return Some(From { pos: node.pos, blocks: None, identities: None });
+            }
+            let message =
+                "any stands alone and is true; leave it out beside ipBlocks or identities";
+            self.sink.add(Kind::BadValue, any.pos, message);
+            return None;
+        }
+        if blocks.is_none() && identities.is_none() {
+            let message = "an empty entry matches nothing that was written; give it ipBlocks, \
+                           identities or both, or write {any: true} to match everyone";
+            self.sink.add(Kind::BadValue, node.pos, message);
+            return None;
+        }
+        let blocks = blocks.map(|node| self.blocks(node));
+        let identities = identities.map(|node| self.identities(node));
+        let blocks = match blocks {
+            Some(read) => Some(read?),
+            None => None,
+        };
+        let identities = match identities {
+            Some(read) => Some(read?),
+            None => None,
+        };
+        Some(From { pos: node.pos, blocks, identities })
+    }
+
+    fn blocks(&mut self, node: &Node) -> Option<Vec<Block>> {
+        let items = self.sink.some_list(node, "leave ipBlocks out to match every address")?;
+        all(items.iter().map(|node| self.block(node)).collect())
+    }
+
+    fn block(&mut self, node: &Node) -> Option<Block> {
+        if !matches!(node.value, Value::Map(_)) {
+            let net = self.net(node)?;
+            return Some(Block { pos: node.pos, net, except: Box::default() });
+        }
+        let fields = self.sink.fields(node, &BLOCK)?;
+        let net = fields.get("cidr").and_then(|node| self.net(node));
+        let list = fields.get("except").map(|node| self.sink.list(node).unwrap_or_default());
+        let mut except = Vec::new();
+        for item in list.unwrap_or_default() {
+            let Some(inner) = self.net(item) else { continue };
+            if net.is_some_and(|outer| !outer.contains(&inner)) {
+                let outer = net.map(|net| net.to_string()).unwrap_or_default();
+                let message = format!(
+                    "{inner} is not inside {outer}, so it takes nothing away; leave it out or \
+                     mend the cidr"
+                );
+                self.sink.add(Kind::ExceptOutside, item.pos, message);
+                continue;
+            }
+            except.push(inner);
+        }
+        Some(Block { pos: node.pos, net: net?, except: except.into_boxed_slice() })
+    }
+
+    fn net(&mut self, node: &Node) -> Option<ipnet::IpNet> {
+        let text = self.sink.text(node)?;
+        match parse_net(text) {
+            Ok(net) => Some(net),
+            Err((kind, message)) => {
+                self.sink.add(kind, node.pos, message);
+                None
+            }
+        }
+    }
+
+    fn identities(&mut self, node: &Node) -> Option<Vec<Pattern>> {
+        let cure = "leave the key out to ask for no identity";
+        let items = self.sink.some_list(node, cure)?;
+        all(items.iter().map(|node| self.identity(node)).collect())
+    }
+
+    fn identity(&mut self, node: &Node) -> Option<Pattern> {
+        let text = self.sink.text(node)?;
+        let pattern = match Pattern::parse(text, self.own) {
+            Ok(pattern) => pattern,
+            Err(error) => {
+                let message = format!("\"{}\" is no identity: {error}", short(text));
+                self.sink.add(Kind::BadValue, node.pos, message);
+                return None;
+            }
+        };
+        if let (Some(domain), Some(accepted)) = (pattern.domain(), &self.accepted)
+            && !accepted.iter().any(|own| own.as_str() == domain)
+        {
+            let message = format!(
+                "peers of the trust domain {} are not accepted, so \"{}\" matches nobody; add \
+                 the domain to trustDomains or mend the identity",
+                short(domain),
+                short(text)
+            );
+            self.sink.add(Kind::ForeignTrustDomain, node.pos, message);
+            return None;
+        }
+        Some(pattern)
+    }
+
+    fn outbound(&mut self, node: &Node) -> Outbound {
+        let mut out = Outbound::default();
+        let Some(fields) = self.sink.fields(node, &OUTBOUND) else { return out };
+        out.default = fields.get("defaultAction").and_then(|n| self.sink.choice(n, OUT_DEFAULTS));
+        let list = fields.get("destinations").and_then(|node| self.sink.list(node));
+        let mut names = HashSet::new();
+        let list = list.unwrap_or_default().iter();
+        out.destinations = list.filter_map(|node| self.destination(node, &mut names)).collect();
+        out
+    }
+
+    fn destination<'n>(
+        &mut self,
+        node: &'n Node,
+        names: &mut HashSet<&'n str>,
+    ) -> Option<Destination> {
+        let fields = self.sink.fields(node, &DESTINATION)?;
+        let name = self.name(&fields, names);
+        let action = fields.get("action").and_then(|n| self.sink.choice(n, OUT_ACTIONS));
+        let ports = self.ports(&fields);
+        let hosts = fields.get("hosts").map(|node| self.hosts(node));
+        let blocks = fields.get("ipBlocks").map(|node| self.blocks(node));
+        if hosts.is_none() && blocks.is_none() {
+            let message = "a destination needs hosts, ipBlocks or both; for every address write \
+                           ipBlocks: [0.0.0.0/0, \"::/0\"]";
+            self.sink.add(Kind::MissingKey, node.pos, message);
+        }
+        let identities = fields.get("serverIdentities").map(|node| self.identities(node));
+        if action == Some(OutboundAction::Mtls) && identities.is_none() {
+            let message = "an mtls destination needs serverIdentities: without them any workload \
+                           could answer; name those that may";
+            self.sink.add(Kind::MissingServerIdentities, fields.key_pos("action"), message);
+            return None;
+        }
+        let mtls = action == Some(OutboundAction::Mtls);
+        for key in ["serverIdentities", "tunnelReuse"] {
+            if action.is_some() && !mtls && fields.get(key).is_some() {
+                let message = format!("{key} means nothing without mtls; leave it out");
+                self.sink.add(Kind::BadValue, fields.key_pos(key), message);
+            }
+        }
+        let reuse = match fields.get("tunnelReuse") {
+            None => Some(true),
+            Some(node) => self.sink.boolean(node),
+        };
+        Some(Destination {
+            pos: fields.key_pos("name"),
+            name: name?,
+            hosts: hosts.unwrap_or(Some(Vec::new()))?,
+            blocks: blocks.unwrap_or(Some(Vec::new()))?,
+            ports: ports?,
+            action: action?,
+            server_identities: identities.unwrap_or(Some(Vec::new()))?,
+            tunnel_reuse: reuse?,
+        })
+    }
+
+    fn hosts(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
+        let items = self.sink.some_list(node, "leave hosts out to go by ipBlocks alone")?;
+        all(items.iter().map(|node| self.host(node)).collect())
+    }
+
+    fn host(&mut self, node: &Node) -> Option<Arc<str>> {
+        let text = self.sink.text(node)?;
+        let host = text.to_ascii_lowercase();
+        let cure = if text.parse::<std::net::IpAddr>().is_ok() || text.contains('/') {
+            "an address belongs in ipBlocks"
+        } else if text.contains('*') {
+            "a wildcard can't be resolved; write each name out"
+        } else if !is_dns_name(&host) {
+            DNS_NAME
+        } else {
+            return Some(Arc::from(host));
+        };
+        let message = format!("\"{}\" is no host name; {cure}", short(text));
+        self.sink.add(Kind::BadValue, node.pos, message);
+        None
+    }
+}
+
+/// All the items, or `None` if one couldn't be read; by then each of them has been.
+fn all<T>(items: Vec<Option<T>>) -> Option<Vec<T>> {
+    items.into_iter().collect()
+}
+
+/// A DNS label in lower case (RFC 1123 section 2.1).
+fn is_dns_label(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// A DNS name in lower case, without the final dot; names in use have underscores too, at a
+/// label's beginning.
+fn is_dns_name(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(|l| is_dns_label(l.strip_prefix('_').unwrap_or(l)))
+}

@@ -1,0 +1,278 @@
+//! YAML text to a small tree that knows its places.
+//!
+//! Built from the parser's event stream, so that nothing is resolved on the way: no anchors, no
+//! aliases (they grow without bound, "the billion laughs"), no tags, no types guessed. A policy
+//! is read by people in reviews; what it says must be what stands there.
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+
+use super::diagnostic::{Kind, Sink};
+
+/// The largest policy file that is read, in bytes.
+pub const MAX_FILE_BYTES: usize = 8 << 20;
+/// The format itself needs 8.
+const MAX_DEPTH: usize = 16;
+
+/// A place in the file, both from 1; columns are characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Pos {
+    pub(super) line: u32,
+    pub(super) col: u32,
+}
+
+impl Pos {
+    pub(super) const START: Self = Self { line: 1, col: 1 };
+
+    fn of(span: &Span) -> Self {
+        Self::at(span.start.line(), span.start.col())
+    }
+
+    fn at(line: usize, col: usize) -> Self {
+        let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Self { line: clamp(line.max(1)), col: clamp(col.saturating_add(1)) }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) pos: Pos,
+    pub(super) value: Value,
+}
+
+#[derive(Debug)]
+pub(super) enum Value {
+    /// `plain` scalars, those without quotes, may be numbers, booleans or null.
+    Scalar {
+        text: Box<str>,
+        plain: bool,
+    },
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>),
+}
+
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) pos: Pos,
+    pub(super) text: Box<str>,
+}
+
+/// A list or mapping that is still open.
+struct Open {
+    pos: Pos,
+    body: Body,
+}
+
+enum Body {
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>, Option<Key>),
+}
+
+/// The one document of `text`. `None` after an error, which is in `sink` then.
+pub(super) fn parse(text: &str, sink: &mut Sink<'_>) -> Option<Node> {
+    if text.len() > MAX_FILE_BYTES {
+        let message = format!(
+            "the file has {} bytes and {MAX_FILE_BYTES} is the most; merge neighbouring CIDRs or \
+             use identities",
+            text.len()
+        );
+        sink.add(Kind::FileTooLarge, Pos::START, message);
+        return None;
+    }
+    let mut open: Vec<Open> = Vec::new();
+    let mut root: Option<Node> = None;
+    let mut documents = 0_u32;
+    for event in Parser::new_from_str(text) {
+        let (event, span) = match event {
+            Ok(event) => event,
+            Err(error) => {
+                let pos = Pos::at(error.marker().line(), error.marker().col());
+                sink.add(Kind::YamlSyntax, pos, format!("this is not YAML: {}", error.info()));
+                return None;
+            }
+        };
+        let pos = Pos::of(&span);
+        let done = match event {
+            Event::DocumentStart(_) => {
+                documents += 1;
+                if documents > 1 {
+                    let message =
+                        "a second document; a policy file has one: put it in its own file";
+                    sink.add(Kind::SecondDocument, pos, message);
+                    return None;
+                }
+                continue;
+            }
+            Event::Alias(_) => {
+                return feature(sink, pos, "an alias (\"*name\"); write the value out");
+            }
+            Event::Scalar(_, _, anchor, ref tag)
+            | Event::SequenceStart(anchor, ref tag)
+            | Event::MappingStart(anchor, ref tag)
+                if anchor != 0 || tag.is_some() =>
+            {
+                let what = if tag.is_some() {
+                    "a tag (\"!name\"); leave it out, or quote the value"
+                } else {
+                    "an anchor (\"&name\"); leave it out and write values where they are used"
+                };
+                return feature(sink, pos, what);
+            }
+            Event::Scalar(text, style, ..) => {
+                let plain = style == ScalarStyle::Plain;
+                Some(Node { pos, value: Value::Scalar { text: text.into(), plain } })
+            }
+            Event::SequenceStart(..) | Event::MappingStart(..) => {
+                if open.len() == MAX_DEPTH {
+                    let message = format!(
+                        "nested deeper than {MAX_DEPTH} levels, which no policy is; look for a \
+                         bracket too many"
+                    );
+                    sink.add(Kind::TooDeep, pos, message);
+                    return None;
+                }
+                let body = match event {
+                    Event::SequenceStart(..) => Body::List(Vec::new()),
+                    _ => Body::Map(Vec::new(), None),
+                };
+                open.push(Open { pos, body });
+                continue;
+            }
+            Event::SequenceEnd | Event::MappingEnd => open.pop().map(close),
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => continue,
+        };
+        if let Some(node) = done {
+            match open.last_mut() {
+                None => root = Some(node),
+                Some(parent) => attach(parent, node, sink)?,
+            }
+        }
+    }
+    root.filter(|node| !node.is_null()).or_else(|| {
+        let message = "the file holds no policy; begin with \"apiVersion: pillion/v1alpha1\"";
+        sink.add(Kind::EmptyFile, Pos::START, message);
+        None
+    })
+}
+
+fn feature(sink: &mut Sink<'_>, pos: Pos, what: &str) -> Option<Node> {
+    sink.add(Kind::YamlFeature, pos, format!("a policy file can't have {what}"));
+    None
+}
+
+fn close(open: Open) -> Node {
+    let value = match open.body {
+        Body::List(mut items) => {
+            items.shrink_to_fit();
+            Value::List(items)
+        }
+        Body::Map(mut entries, _) => {
+            entries.shrink_to_fit();
+            Value::Map(entries)
+        }
+    };
+    Node { pos: open.pos, value }
+}
+
+fn attach(parent: &mut Open, node: Node, sink: &mut Sink<'_>) -> Option<()> {
+    match &mut parent.body {
+        Body::List(items) => items.push(node),
+        Body::Map(entries, pending) => match pending.take() {
+            Some(key) => entries.push((key, node)),
+            None => match node.value {
+                Value::Scalar { text, .. } => *pending = Some(Key { pos: node.pos, text }),
+                Value::List(_) | Value::Map(_) => {
+                    let message = "a key must be one word; write \"key: value\"";
+                    sink.add(Kind::WrongType, node.pos, message);
+                    return None;
+                }
+            },
+        },
+    }
+    Some(())
+}
+
+impl Node {
+    /// Nothing, `~` or `null`.
+    pub(super) fn is_null(&self) -> bool {
+        matches!(&self.value, Value::Scalar { text, plain: true }
+            if matches!(&**text, "" | "~" | "null" | "Null" | "NULL"))
+    }
+
+    /// What stands there, for an error message.
+    pub(super) fn describe(&self) -> String {
+        match &self.value {
+            _ if self.is_null() => "nothing".to_owned(),
+            Value::Scalar { text, .. } => format!("\"{}\"", short(text)),
+            Value::List(_) => "a list".to_owned(),
+            Value::Map(_) => "a mapping".to_owned(),
+        }
+    }
+}
+
+/// Enough of a value to recognise it in a message, with nothing that a terminal obeys.
+pub(super) fn short(text: &str) -> String {
+    let mut out: String =
+        text.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if out.len() < text.len() {
+        out.push_str("...");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> (Kind, u32, u32) {
+        let mut sink = Sink::new("t", text);
+        assert!(parse(text, &mut sink).is_none(), "{text:?}");
+        let all = sink.finish().unwrap_err();
+        let first = &all.as_slice()[0];
+        (first.kind, first.line, first.column)
+    }
+
+    #[test]
+    fn what_yaml_can_and_a_policy_cannot() {
+        for (text, want) in [
+            ("", (Kind::EmptyFile, 1, 1)),
+            ("# only a comment\n", (Kind::EmptyFile, 1, 1)),
+            ("---\n", (Kind::EmptyFile, 1, 1)),
+            ("null", (Kind::EmptyFile, 1, 1)),
+            ("a: [", (Kind::YamlSyntax, 2, 1)),
+            ("a: 1\n---\nb: 2\n", (Kind::SecondDocument, 2, 1)),
+            ("a: &x 1\n", (Kind::YamlFeature, 1, 7)),
+            ("a: &x [1]\nb: *x\n", (Kind::YamlFeature, 1, 7)),
+            ("a: !!str 1\n", (Kind::YamlFeature, 1, 10)),
+            ("? [a]\n: b\n", (Kind::WrongType, 1, 3)),
+        ] {
+            let got = refused(text);
+            assert_eq!(got.0, want.0, "{text:?}");
+            assert_eq!(got.1, want.1, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn depth_and_size_have_an_end() {
+        let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
+        assert_eq!(refused(&nested(MAX_DEPTH + 1)).0, Kind::TooDeep);
+        assert!(parse(&nested(MAX_DEPTH), &mut Sink::new("t", "")).is_some());
+        // The parser itself may give up first.
+        assert!(matches!(refused(&nested(100_000)).0, Kind::TooDeep | Kind::YamlSyntax));
+        assert_eq!(refused(&" ".repeat(MAX_FILE_BYTES + 1)).0, Kind::FileTooLarge);
+    }
+
+    #[test]
+    fn places_are_those_of_the_text() {
+        let text = "a:\n  - {b: 'c'}\n";
+        let mut sink = Sink::new("t", text);
+        let root = parse(text, &mut sink).unwrap();
+        let Value::Map(entries) = root.value else { panic!("a mapping") };
+        let Value::List(items) = &entries[0].1.value else { panic!("a list") };
+        let Value::Map(inner) = &items[0].value else { panic!("a mapping") };
+        assert_eq!(inner[0].0.pos, Pos { line: 2, col: 6 });
+        assert_eq!(inner[0].1.pos, Pos { line: 2, col: 9 });
+        assert!(
+            matches!(&inner[0].1.value, Value::Scalar { text, plain: false } if &**text == "c")
+        );
+    }
+}

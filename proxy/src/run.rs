@@ -1,0 +1,192 @@
+//! Wires everything together and runs until told to stop.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::admin::{self, Role, Source};
+use crate::config::{Config, EXIT_CONFIG, LogFormat, ProcessEnv};
+use crate::control::{Reload, Report, Resolver, Workers};
+use crate::live::{Published, Shared};
+use crate::net;
+use crate::telemetry::{self, AccessLog, LogLimiter, Metrics};
+use crate::worker::{self, Command, Listeners, Worker};
+
+/// Exit code when the proxy can't start for a reason outside its configuration,
+/// such as a port that is taken (`EX_OSERR`, sysexits.h).
+pub const EXIT_OS: u8 = 71;
+
+/// Descriptors kept for what is no proxied connection: files, admin clients, the
+/// runtimes themselves.
+const RESERVED_DESCRIPTORS: u64 = 128;
+
+/// Resolve requests that may wait; a worker that finds the queue full goes on
+/// with what is known.
+const RESOLVE_QUEUE: usize = 1024;
+
+/// How often a draining proxy looks whether it is done.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs the proxy as the environment says; returns when it has stopped.
+pub fn run() -> ExitCode {
+    let (config, warnings) = match Config::from_env(&ProcessEnv) {
+        Ok(read) => read,
+        Err(errors) => {
+            eprint!("{errors}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    match start(config, &warnings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("pillion-proxy: {e}");
+            ExitCode::from(EXIT_OS)
+        }
+    }
+}
+
+fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
+    let log = telemetry::init_logging(&config.log, config.log_format == LogFormat::Json)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let (resolve, resolve_requests) = mpsc::channel(RESOLVE_QUEUE);
+    let shared = Arc::new(Shared {
+        own_ports: config.own_ports(),
+        metrics: Metrics::new()?,
+        access_log: AccessLog::new(config.access_log, log.writer()),
+        published: Published::default(),
+        open: AtomicUsize::new(0),
+        max_connections: max_connections(config.max_connections)?,
+        log_limiter: LogLimiter::default(),
+        resolve,
+        config,
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let workers = start_workers(&shared)?;
+        let inboxes = Workers(workers.iter().map(|w| w.commands.clone()).collect());
+        let report: Arc<dyn Source> =
+            Arc::new(Report::new(Arc::clone(&shared), inboxes.clone(), log));
+        serve_admin(&shared.config, &report)?;
+        let resolver = Resolver::new(Arc::clone(&shared), inboxes.clone(), resolve_requests);
+        let reload = Reload::new(Arc::clone(&shared), inboxes);
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
+        // Neither ends before the signal does.
+        tokio::select! {
+            result = until_stopped(&shared) => result?,
+            ((), ()) = async { tokio::join!(reload.run(), resolver.run()) } => {}
+        }
+        stop(&shared, workers).await;
+        Ok(())
+    })
+}
+
+/// Binds every worker's listeners first, so that a port which is taken stops the
+/// start before anything is served, then starts the threads.
+fn start_workers(shared: &Arc<Shared>) -> Result<Vec<Worker>, Failure> {
+    let config = &shared.config;
+    let mut sets = Vec::new();
+    for _ in 0..config.workers {
+        sets.push(Listeners {
+            inbound: bind_all("PILLION_INBOUND_LISTEN", &config.inbound_listen)?,
+            outbound: bind_all("PILLION_OUTBOUND_LISTEN", &config.outbound_listen)?,
+        });
+    }
+    let mut workers = Vec::new();
+    for (n, listeners) in sets.into_iter().enumerate() {
+        workers.push(worker::start(n, Arc::clone(shared), listeners)?);
+    }
+    Ok(workers)
+}
+
+/// Binds a list of addresses. A namespace without IPv6 has no IPv6 listener, and
+/// nothing can arrive there; anything else that fails is an error.
+fn bind_all(variable: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Failure> {
+    let mut listeners = Vec::new();
+    for addr in addresses {
+        match net::bind(*addr) {
+            Ok(listener) => listeners.push(listener),
+            Err(e) if net::is_absent_family(*addr, &e) => {
+                tracing::info!(%addr, "no IPv6 here: not listening");
+            }
+            Err(e) => return Err(format!("cannot listen on {addr} ({variable}): {e}").into()),
+        }
+    }
+    if listeners.is_empty() {
+        return Err(format!("no address of {variable} could be listened on").into());
+    }
+    Ok(listeners)
+}
+
+fn serve_admin(config: &Config, report: &Arc<dyn Source>) -> Result<(), Failure> {
+    for (role, variable, addresses) in [
+        (Role::Health, "PILLION_HEALTH_LISTEN", &config.health_listen),
+        (Role::Metrics, "PILLION_METRICS_LISTEN", &config.metrics_listen),
+        (Role::Admin, "PILLION_ADMIN_LISTEN", &config.admin_listen),
+    ] {
+        for listener in bind_all(variable, addresses)? {
+            tokio::spawn(admin::serve(role, Arc::clone(report), listener));
+        }
+    }
+    Ok(())
+}
+
+/// Serves until SIGTERM or SIGINT, and on until nothing is open, the drain
+/// deadline has passed, or a second signal comes. A native sidecar gets its
+/// SIGTERM after the app has gone, so there is nothing to drain away from: new
+/// connections are still served.
+async fn until_stopped(shared: &Shared) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let deadline = Instant::now() + shared.config.timeouts.drain;
+    tracing::info!(open = shared.open_connections(), "told to stop; serving what is open");
+    while shared.open_connections() > 0 {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = tokio::time::sleep_until(deadline) => break,
+            () = tokio::time::sleep(DRAIN_POLL) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Resets what is still open and ends the workers.
+async fn stop(shared: &Shared, workers: Vec<Worker>) {
+    let left = shared.open_connections();
+    for worker in &workers {
+        let (reply, done) = oneshot::channel();
+        if worker.commands.send(Command::Reset(reply)).is_ok() {
+            // A worker that has gone has nothing left to reset.
+            let _ = tokio::time::timeout(Duration::from_secs(1), done).await;
+        }
+    }
+    tracing::info!(reset = left, "stopped");
+}
+
+/// Raises the soft limit of descriptors to the hard one, and gives half of what
+/// remains above a reserve to connections, because each takes two.
+fn max_connections(configured: Option<usize>) -> Result<usize, Failure> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let possible = usize::try_from(hard.saturating_sub(RESERVED_DESCRIPTORS) / 2)?.max(1);
+    if let Some(wanted) = configured.filter(|wanted| *wanted > possible) {
+        tracing::warn!(wanted, possible, "PILLION_MAX_CONNECTIONS is more than the descriptor limit allows");
+    }
+    Ok(configured.map_or(possible, |wanted| wanted.min(possible)))
+}

@@ -1,0 +1,109 @@
+//! Why a connection ended: the only source of the metric label, the log field
+//! and the table in the documentation.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
+        /// Why a connection ended.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum CloseReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl CloseReason {
+            /// Every reason, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The metric label and log field.
+            pub fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            /// One sentence for the documentation.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Both sides ended their streams.
+    Closed = "closed",
+    /// One side reset the connection; the other side got a RST too.
+    PeerReset = "peer_reset",
+    /// A TLS peer ended the TCP stream without close_notify; the other side got a RST.
+    Truncated = "truncated",
+    /// A peer stopped acknowledging data or keepalive probes.
+    PeerTimeout = "peer_timeout",
+    /// A TLS record was bad after the handshake.
+    TlsError = "tls_error",
+    /// The TLS peer sent a fatal alert after the handshake: it does not accept our certificate; `detail` has the alert.
+    RefusedByPeer = "refused_by_peer",
+    /// Another error of a socket.
+    IoError = "io_error",
+    /// Half-closed and silent for longer than `PILLION_HALF_CLOSE_TIMEOUT`.
+    HalfCloseTimeout = "half_close_timeout",
+    /// The policy denies this connection; `rule` names what decided.
+    Denied = "denied",
+    /// The policy was changed while the connection was open, and now denies it.
+    PolicyChanged = "policy_changed",
+    /// A port that wants mTLS got something else.
+    PlaintextRefused = "plaintext_refused",
+    /// The peer's certificate was refused; `detail` says which rule it breaks.
+    CertificateRefused = "certificate_refused",
+    /// The server's identity is none of the destination's `serverIdentities`.
+    WrongIdentity = "wrong_identity",
+    /// The TLS handshake failed for another reason; `detail` has it.
+    HandshakeFailed = "handshake_failed",
+    /// The TLS handshake was not done within `PILLION_HANDSHAKE_TIMEOUT`.
+    HandshakeTimeout = "handshake_timeout",
+    /// Too many handshakes were under way, and this was the oldest.
+    HandshakeShed = "handshake_shed",
+    /// The first bytes on a permissive port did not come within `PILLION_DETECT_TIMEOUT`.
+    DetectTimeout = "detect_timeout",
+    /// The server or app refused the connection.
+    ConnectRefused = "connect_refused",
+    /// The connection was not made within `PILLION_CONNECT_TIMEOUT`.
+    ConnectTimeout = "connect_timeout",
+    /// There is no route to the server or app.
+    ConnectUnreachable = "connect_unreachable",
+    /// No local port or address was left to connect from.
+    NoLocalPort = "no_local_port",
+    /// The connection could not be made for another reason; `detail` has it.
+    ConnectFailed = "connect_failed",
+    /// The kernel did not know the original destination.
+    NoOriginalDst = "no_original_dst",
+    /// Somebody dialled one of the proxy's own ports through the proxy.
+    SelfCall = "self_call",
+    /// No usable certificate is loaded yet, or the loaded one is expired.
+    NoCertificate = "no_certificate",
+    /// No policy is loaded yet.
+    NoPolicy = "no_policy",
+    /// `PILLION_MAX_CONNECTIONS` was reached.
+    ConnectionLimit = "connection_limit",
+    /// The proxy was told to stop, and the drain deadline passed.
+    Shutdown = "shutdown",
+    /// The connection's task panicked; please report it.
+    Panic = "panic",
+}
+
+impl CloseReason {
+    /// Whether the connection was served to its end as the two apps wanted.
+    pub fn is_clean(self) -> bool {
+        matches!(self, Self::Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn labels_are_unique_snake_case() {
+        let labels: BTreeSet<_> = CloseReason::ALL.iter().map(|r| r.label()).collect();
+        assert_eq!(labels.len(), CloseReason::ALL.len());
+        assert!(labels.iter().all(|l| l.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+        assert!(CloseReason::ALL.iter().all(|r| r.meaning().ends_with('.')));
+    }
+}

@@ -1,0 +1,163 @@
+//! One thread, one single-threaded runtime, its own listeners and connections.
+//! What happens on the data path of a worker is shared with no other thread.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+
+use crate::live::{Registry, Shared};
+use crate::net::{Acceptor, ClientAddr, Leg};
+use crate::telemetry::{CloseReason, Direction};
+use crate::{inbound, outbound};
+
+/// How often the byte metrics of open connections are brought up to date.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
+
+/// What the control thread asks of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// The policy (or what its names resolve to) has changed: judge again.
+    Rejudge,
+    /// Tell about the open connections.
+    Connections(oneshot::Sender<Vec<Value>>),
+    /// Reset everything that is open, then answer.
+    Reset(oneshot::Sender<()>),
+}
+
+/// The listening sockets of one worker.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Where redirected inbound connections arrive.
+    pub inbound: Vec<std::net::TcpListener>,
+    /// Where redirected outbound connections arrive.
+    pub outbound: Vec<std::net::TcpListener>,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// To the worker's thread.
+    pub commands: mpsc::UnboundedSender<Command>,
+    /// The thread; ends when `commands` is dropped.
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts a worker.
+///
+/// # Errors
+/// When the thread or its runtime can't be made, or a listener not be registered.
+pub fn start(n: usize, shared: Arc<Shared>, listeners: Listeners) -> io::Result<Worker> {
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
+        let local = LocalSet::new();
+        local.block_on(&runtime, work(shared, listeners, inbox));
+    })?;
+    Ok(Worker { commands, thread })
+}
+
+async fn work(
+    shared: Arc<Shared>,
+    listeners: Listeners,
+    mut inbox: mpsc::UnboundedReceiver<Command>,
+) {
+    let registry = Registry::new(Arc::clone(&shared));
+    let inbound = listeners.inbound.into_iter().map(|l| (Direction::Inbound, l));
+    let outbound = listeners.outbound.into_iter().map(|l| (Direction::Outbound, l));
+    for (direction, listener) in inbound.chain(outbound) {
+        match Acceptor::new(listener) {
+            Ok(acceptor) => {
+                let accepting = accept(Arc::clone(&shared), Rc::clone(&registry), direction, acceptor);
+                tokio::task::spawn_local(accepting);
+            }
+            Err(e) => tracing::error!(%direction, error = %e, "a listener can't be watched"),
+        }
+    }
+    let mut flush = tokio::time::interval(FLUSH_EVERY);
+    loop {
+        tokio::select! {
+            command = inbox.recv() => match command {
+                None => return,
+                Some(Command::Rejudge) => registry.rejudge(),
+                Some(Command::Connections(reply)) => {
+                    // The asker may have gone; nobody else wants the answer.
+                    let _ = reply.send(registry.to_json());
+                }
+                Some(Command::Reset(reply)) => {
+                    registry.stop_all(CloseReason::Shutdown);
+                    tokio::task::yield_now().await;
+                    let _ = reply.send(());
+                }
+            },
+            _ = flush.tick() => registry.flush_bytes(),
+        }
+    }
+}
+
+async fn accept(
+    shared: Arc<Shared>,
+    registry: Rc<Registry>,
+    direction: Direction,
+    mut acceptor: Acceptor,
+) {
+    loop {
+        let (stream, client) = acceptor.accept(|e| accept_failed(&shared, direction, e)).await;
+        open(&shared, &registry, direction, stream, client);
+    }
+}
+
+/// Registers an accepted connection and starts its story, in a task of its own:
+/// a panic in it ends this connection alone.
+fn open(
+    shared: &Arc<Shared>,
+    registry: &Rc<Registry>,
+    direction: Direction,
+    stream: TcpStream,
+    client: ClientAddr,
+) {
+    let guard = registry.register(direction, client);
+    let leg = match Leg::new(stream) {
+        Ok(leg) => leg,
+        Err(e) => {
+            guard.conn.set_detail(e.to_string());
+            return guard.end(CloseReason::PeerReset);
+        }
+    };
+    if shared.open.load(Ordering::Relaxed) > shared.max_connections {
+        return guard.end(CloseReason::ConnectionLimit);
+    }
+    let shared = Arc::clone(shared);
+    let registry = Rc::clone(registry);
+    tokio::task::spawn_local(async move {
+        let reason = match direction {
+            Direction::Inbound => inbound::serve(&shared, &registry, &guard.conn, leg).await,
+            Direction::Outbound => outbound::serve(&shared, &registry, &guard.conn, leg).await,
+        };
+        guard.end(reason);
+    });
+}
+
+fn accept_failed(shared: &Shared, direction: Direction, e: &io::Error) {
+    let errno = e.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+    let label = match errno {
+        Errno::EMFILE => "EMFILE",
+        Errno::ENFILE => "ENFILE",
+        Errno::ENOBUFS => "ENOBUFS",
+        Errno::ENOMEM => "ENOMEM",
+        Errno::ECONNABORTED => "ECONNABORTED",
+        _ => "other",
+    };
+    shared.metrics.accept_error(label);
+    shared.log_limiter.once_a_second(|suppressed| {
+        tracing::error!(%direction, error = %e, suppressed, "accept failed; raise the descriptor limit if it ran out");
+    });
+}

@@ -1,0 +1,102 @@
+//! The commands on a policy file, from arguments to exit code.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::fs;
+use std::path::Path;
+
+use clap::Parser;
+use pillion_proxy::cli::{Cli, Command, EXIT_BAD_FILE, EXIT_DENIED, EXIT_OK, EXIT_USAGE, execute};
+
+/// Runs a command line; its exit code, standard output and standard error.
+fn run(args: &[&str]) -> (u8, String, String) {
+    let cli = Cli::try_parse_from(["pillion-proxy"].iter().chain(args)).unwrap();
+    let Some(Command::Tool(tool)) = cli.command else { panic!("{args:?} is no tool") };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = execute(&tool, &mut out, &mut err).unwrap();
+    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+fn example(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/policies").join(name);
+    path.display().to_string()
+}
+
+#[test]
+fn check_tells_good_from_bad() {
+    let (code, out, err) = run(&["check", "--strict", "-f", &example("1-strict-api.yaml")]);
+    assert_eq!((code, err.as_str()), (EXIT_OK, ""));
+    assert!(out.contains("ok: policy orders, 2 rules, 1 destinations"), "{out}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("p.yaml");
+    let file = path.display().to_string();
+    let good = fs::read_to_string(example("1-strict-api.yaml")).unwrap();
+    fs::write(&path, good.replace("10.244.0.0/16", "10.244.0.1/16")).unwrap();
+    let (code, out, err) = run(&["check", "-f", &file]);
+    assert_eq!((code, out.as_str()), (EXIT_BAD_FILE, ""));
+    assert!(err.contains("10.244.0.0/16 is that network"), "{err}");
+    let (code, out, _) = run(&["check", "-f", &file, "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &report["ok"]), (EXIT_BAD_FILE, &serde_json::json!(false)));
+    assert_eq!(report["diagnostics"][0]["kind"], "host-bits");
+
+    fs::write(&path, good.replace("10.244.0.0/16", "0.0.0.0/0")).unwrap();
+    assert_eq!(run(&["check", "-f", &file]).0, EXIT_OK);
+    assert_eq!(run(&["check", "-f", &file, "--strict"]).0, EXIT_BAD_FILE);
+    fs::write(&path, b"\xff").unwrap();
+    assert_eq!(run(&["check", "-f", &file]).0, EXIT_USAGE);
+    assert_eq!(run(&["check", "-f", "/nonexistent/p.yaml"]).0, EXIT_USAGE);
+}
+
+#[test]
+fn explain_answers_for_both_directions() {
+    let file = example("1-strict-api.yaml");
+    let common = ["explain", "-f", &file, "--trust-domain", "cluster.local"];
+    let ask = |rest: &[&str]| run(&[&common[..], rest].concat());
+    let peer = ["--source", "::ffff:10.1.1.1", "--port", "8080", "--identity"];
+    let (code, out, _) =
+        ask(&[&peer[..], &["spiffe://cluster.local/ns/shop/sa/frontend"]].concat());
+    assert_eq!(code, EXIT_OK);
+    assert!(out.starts_with("allow  by callers"), "{out}");
+    let (code, out, _) = ask(&[&peer[..], &["spiffe://cluster.local/ns/shop/sa/x"]].concat());
+    assert_eq!(code, EXIT_DENIED);
+    assert!(out.starts_with("deny  by default"), "{out}");
+    assert!(out.contains("prometheus") && out.contains("port 8080 is none of its ports"), "{out}");
+
+    let out = ["--direction", "outbound", "--dest", "192.0.2.1", "--port", "8443"];
+    let (code, said, _) = ask(&out);
+    assert!(code == EXIT_OK && said.starts_with("passthrough  by default"), "{said}");
+    let name = ["--host", "payments.shop.svc.cluster.local"];
+    let (_, said, _) = ask(&[&out[..], &name].concat());
+    assert!(said.starts_with("mtls  by payments"), "{said}");
+
+    let without = ["explain", "-f", &file, "--source", "10.0.0.1", "--port", "80"];
+    let (code, _, err) = run(&without);
+    assert!(code == EXIT_USAGE && err.contains("--trust-domain"), "{err}");
+}
+
+#[test]
+fn the_schema_is_json_and_bad_usage_is_refused() {
+    let (code, out, _) = run(&["schema"]);
+    assert_eq!(code, EXIT_OK);
+    assert!(serde_json::from_str::<serde_json::Value>(&out).unwrap().is_object());
+    for args in [
+        &["explain", "-f", "p", "--port", "80"][..],
+        &["explain", "-f", "p", "--port", "0", "--source", "10.0.0.1"],
+        &["explain", "-f", "p", "--port", "80", "--direction", "outbound"],
+        &["explain", "-f", "p", "--port", "80", "--source", "x"],
+        &["explain", "-f", "p", "--port", "80", "--source", "10.0.0.1", "--identity", "a"],
+        &["check"],
+    ] {
+        let all = ["pillion-proxy"].iter().chain(args);
+        let error = Cli::try_parse_from(all).expect_err(&format!("{args:?}"));
+        assert_eq!(error.exit_code(), 2);
+    }
+    assert!(Cli::try_parse_from(["pillion-proxy"]).unwrap().command.is_none());
+}

@@ -1,0 +1,130 @@
+//! The names that the proxy shows: metrics, labels, reasons and log fields. One place, so that a
+//! renamed one is one edit.
+
+/// The trust domain of the testbed's mesh.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+/// The identity of the pod that serves.
+pub const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/server";
+/// The identity of the pod that calls.
+pub const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
+/// An identity of the mesh that no policy names.
+pub const STRANGER: &str = "spiffe://cluster.local/ns/shop/sa/stranger";
+
+/// The directions, as the label and the log field `direction` say them.
+pub mod direction {
+    /// A peer calls this pod.
+    pub const INBOUND: &str = "inbound";
+    /// This pod calls.
+    pub const OUTBOUND: &str = "outbound";
+}
+
+/// What the field `log` says of a line of the access log, among the process's other lines.
+pub const ACCESS: &str = "access";
+
+/// Fields of the access log.
+pub mod field {
+    /// Which log a line belongs to.
+    pub const LOG: &str = "log";
+    /// `inbound` or `outbound`.
+    pub const DIRECTION: &str = "direction";
+    /// Why the connection ended; a value of [`super::reason`].
+    pub const REASON: &str = "reason";
+    /// More about the reason: why a peer's certificate was refused.
+    pub const DETAIL: &str = "detail";
+    /// Where the client meant to go.
+    pub const DESTINATION: &str = "destination";
+    /// The verified identity of the other end.
+    pub const PEER: &str = "peer";
+    /// `mtls`, `plaintext` or `passthrough`.
+    pub const TLS: &str = "tls";
+    /// The rule that decided.
+    pub const RULE: &str = "rule";
+    /// Bytes that the app got.
+    pub const BYTES_TO_APP: &str = "bytes_to_app";
+    /// Bytes that the app gave.
+    pub const BYTES_FROM_APP: &str = "bytes_from_app";
+}
+
+/// Metrics.
+pub mod metric {
+    /// Connections that have ended, by `direction` and `reason`.
+    pub const CLOSED: &str = "pillion_tcp_connections_closed_total";
+    /// Connections that are open, by `direction`.
+    pub const OPEN: &str = "pillion_tcp_connections_open";
+    /// Verdicts, by `direction`, `decision`, `mode` and `rule`.
+    pub const DECISIONS: &str = "pillion_authz_decisions_total";
+    /// Handshakes, by `direction` and `result`.
+    pub const HANDSHAKES: &str = "pillion_tls_handshakes_total";
+    /// Attempts of a pod to dial its own sidecar's ports.
+    pub const SELF_CALL: &str = "pillion_self_call_total";
+    /// Certificate reloads, by `result`.
+    pub const CERTIFICATE_RELOADS: &str = "pillion_certificate_reloads_total";
+    /// 1 when the policy file as it is now is in force, else 0.
+    pub const POLICY_LOADED: &str = "pillion_policy_last_reload_successful";
+    /// Which policy is live: 1 with its `hash`.
+    pub const POLICY: &str = "pillion_policy_info";
+}
+
+/// Why a connection ended: the values of the label and the field `reason`.
+pub mod reason {
+    /// Both sides ended their streams.
+    pub const CLOSED: &str = "closed";
+    /// One side sent a RST.
+    pub const PEER_RESET: &str = "peer_reset";
+    /// FIN without `close_notify`.
+    pub const TRUNCATED: &str = "truncated";
+    /// The policy says no.
+    pub const DENIED: &str = "denied";
+    /// A new policy denies a connection that was open.
+    pub const POLICY_CHANGED: &str = "policy_changed";
+    /// A port that wants mTLS got something else.
+    pub const PLAINTEXT_REFUSED: &str = "plaintext_refused";
+    /// The peer's certificate breaks a rule; the detail says which.
+    pub const CERTIFICATE_REFUSED: &str = "certificate_refused";
+    /// The server is somebody else.
+    pub const WRONG_IDENTITY: &str = "wrong_identity";
+    /// TLS failed otherwise.
+    pub const HANDSHAKE_FAILED: &str = "handshake_failed";
+    /// The peer was silent until the handshake's deadline.
+    pub const HANDSHAKE_TIMEOUT: &str = "handshake_timeout";
+    /// The server or the app refused the connection.
+    pub const CONNECT_REFUSED: &str = "connect_refused";
+    /// The pod dialled its own sidecar.
+    pub const SELF_CALL: &str = "self_call";
+    /// The drain's deadline passed.
+    pub const SHUTDOWN: &str = "shutdown";
+}
+
+/// Why a peer's certificate is refused: values of the handshakes' label `result`.
+pub mod refusal {
+    /// The peer showed no certificate.
+    pub const NO_CERTIFICATE: &str = "no_certificate";
+    /// Nobody that is trusted has signed it.
+    pub const UNKNOWN_ISSUER: &str = "unknown_issuer";
+    /// There is no bundle for its trust domain.
+    pub const UNTRUSTED_DOMAIN: &str = "untrusted_domain";
+    /// Its time is over.
+    pub const EXPIRED: &str = "expired";
+}
+
+/// Ports of the sidecar.
+pub mod port {
+    /// Where the redirect sends what the app dials.
+    pub const OUTBOUND: u16 = 15001;
+    /// Where the redirect sends what peers dial.
+    pub const INBOUND: u16 = 15006;
+    /// Prometheus scrapes here.
+    pub const METRICS: u16 = 15020;
+    /// The kubelet probes here.
+    pub const HEALTH: u16 = 15021;
+    /// Admin, on loopback.
+    pub const ADMIN: u16 = 15000;
+}
+
+/// What `pillion-init` is told by.
+pub mod init {
+    /// Removes every rule and address that it has added.
+    pub const CLEANUP: &str = "--cleanup";
+    /// Chooses the kernel interface; `nft` or `legacy` follows.
+    pub const BACKEND: &str = "--backend";
+}

@@ -1,0 +1,104 @@
+//! The policies that most tests start from.
+
+use std::net::IpAddr;
+
+/// Strict inbound: `identities` may call every port; outbound passes through.
+#[must_use]
+pub fn serve(identities: &[&str]) -> String {
+    serve_from(identities, &[])
+}
+
+/// Strict inbound for `identities`, from `ip_blocks` alone when there are any.
+#[must_use]
+pub fn serve_from(identities: &[&str], ip_blocks: &[&str]) -> String {
+    let blocks = if ip_blocks.is_empty() {
+        String::new()
+    } else {
+        format!("ipBlocks: {}, ", list(ip_blocks))
+    };
+    inbound(
+        "strict",
+        &format!(
+            "  - {{name: callers, action: allow, from: [{{{blocks}identities: {}}}]}}\n",
+            list(identities)
+        ),
+    )
+}
+
+/// Inbound in a mode, where `identities` and, on ports that take plaintext, everyone may call.
+#[must_use]
+pub fn serve_in_mode(mode: &str) -> String {
+    inbound(mode, "  - {name: everyone, action: allow, from: [{any: true}]}\n")
+}
+
+fn inbound(mode: &str, rules: &str) -> String {
+    format!(
+        "{HEAD}inbound:\n  mtls: {mode}\n  defaultAction: deny\n  rules:\n{rules}\
+         outbound: {{defaultAction: passthrough, destinations: []}}\n"
+    )
+}
+
+/// Outbound mTLS to `servers` on every port, where only `identity` may answer; inbound nothing.
+#[must_use]
+pub fn call(servers: &[IpAddr], identity: &str) -> String {
+    let blocks = addresses(servers);
+    outbound(&format!(
+        "  - {{name: mesh, ipBlocks: {blocks}, action: mtls, serverIdentities: [\"{identity}\"]}}\n"
+    ))
+}
+
+/// Outbound to `servers` denied; inbound nothing.
+#[must_use]
+pub fn call_denied(servers: &[IpAddr]) -> String {
+    let blocks = addresses(servers);
+    outbound(&format!("  - {{name: blocked, ipBlocks: {blocks}, action: deny}}\n"))
+}
+
+/// Outbound passes through; inbound nothing.
+#[must_use]
+pub fn pass() -> String {
+    format!(
+        "{HEAD}inbound: {{mtls: strict, defaultAction: deny}}\n\
+         outbound: {{defaultAction: passthrough, destinations: []}}\n"
+    )
+}
+
+fn outbound(destinations: &str) -> String {
+    format!(
+        "{HEAD}inbound: {{mtls: strict, defaultAction: deny}}\n\
+         outbound:\n  defaultAction: passthrough\n  destinations:\n{destinations}"
+    )
+}
+
+const HEAD: &str = "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {name: testbed}\n";
+
+fn addresses(servers: &[IpAddr]) -> String {
+    let servers: Vec<String> = servers.iter().map(IpAddr::to_string).collect();
+    list(&servers)
+}
+
+/// A YAML flow list of quoted strings: an IPv6 address bare would be a mapping.
+fn list(items: &[impl AsRef<str>]) -> String {
+    let quoted: Vec<String> = items.iter().map(|item| format!("\"{}\"", item.as_ref())).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_quoted() {
+        let servers = ["10.77.0.2".parse().unwrap(), "fd77::2".parse().unwrap()];
+        assert!(call(&servers, "spiffe://d/s").contains("ipBlocks: [\"10.77.0.2\", \"fd77::2\"]"));
+    }
+
+    #[test]
+    fn an_address_range_is_named_only_when_there_is_one() {
+        assert!(!serve(&["spiffe://d/s"]).contains("ipBlocks"));
+        let text = serve_from(&["spiffe://d/s"], &["10.0.0.0/8"]);
+        assert!(
+            text.contains("from: [{ipBlocks: [\"10.0.0.0/8\"], identities: [\"spiffe://d/s\"]}]")
+        );
+    }
+}

@@ -1,0 +1,332 @@
+//! A pod's sidecar: the redirect rules, the certificates, the policy and the proxy.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::exec::tail;
+use crate::labels::{metric, port};
+use crate::testbed::give_to;
+use crate::{
+    Context, Failure, LogLine, Metrics, Pod, Process, Testbed, complete, http, wait_until,
+};
+
+/// The user that the redirect rules let pass.
+const PROXY_USER: u32 = 1337;
+
+/// How long a proxy may take to become ready, and anything else to be seen in its telemetry.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Where a sidecar's certificates come from.
+#[derive(Debug, Clone)]
+pub enum CertificateSource {
+    /// Issued by the mesh's authority.
+    Mesh,
+    /// Copied from a directory that has `tls.crt`, `tls.key` and `ca.crt`.
+    Directory(PathBuf),
+}
+
+/// What a sidecar is made of.
+#[derive(Debug, Clone)]
+pub struct MeshOptions {
+    /// The text of the policy file.
+    pub policy: String,
+    /// The SPIFFE id that its certificate carries.
+    pub identity: String,
+    /// Where its certificate comes from.
+    pub certificates: CertificateSource,
+    /// Further environment of the proxy.
+    pub env: Vec<(String, String)>,
+}
+
+impl MeshOptions {
+    /// A sidecar of the mesh with a policy and an identity.
+    #[must_use]
+    pub fn new(policy: String, identity: &str) -> Self {
+        Self {
+            policy,
+            identity: identity.to_owned(),
+            certificates: CertificateSource::Mesh,
+            env: Vec::new(),
+        }
+    }
+
+    /// The same with one more variable in the proxy's environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The same with certificates from a directory.
+    #[must_use]
+    pub fn certificates_from(mut self, directory: PathBuf) -> Self {
+        self.certificates = CertificateSource::Directory(directory);
+        self
+    }
+}
+
+/// A pod's sidecar. Dropping it kills the proxy; the rules stay until the pod goes.
+#[derive(Debug)]
+pub struct Sidecar {
+    pod: Pod,
+    options: MeshOptions,
+    process: Process,
+    generation: u32,
+}
+
+impl Pod {
+    /// Installs the redirect rules and starts the proxy, and waits until it is ready.
+    ///
+    /// # Errors
+    /// A binary is missing or fails, or the proxy is not ready within 10 s.
+    pub fn mesh(&self, bed: &Testbed, options: MeshOptions) -> Result<Sidecar, Failure> {
+        for directory in [policy_directory(self), tls_directory(self)] {
+            fs::create_dir_all(&directory).context(|| directory.display().to_string())?;
+        }
+        write_policy(self, &options.policy)?;
+        let from = match &options.certificates {
+            CertificateSource::Directory(directory) => directory.clone(),
+            CertificateSource::Mesh => {
+                let name = format!("{}-issued.0", self.name());
+                bed.issue(&bed.ca()?, &options.identity, &name)?
+            }
+        };
+        publish_certificates(self, &from, 0)?;
+        complete(&mut self.init()?)?;
+        let process = start(self, &options)?;
+        let mut sidecar = Sidecar { pod: self.clone(), options, process, generation: 0 };
+        sidecar.wait_ready()?;
+        Ok(sidecar)
+    }
+
+    /// `pillion-init` in this pod, as root; arguments may follow.
+    ///
+    /// # Errors
+    /// The binary is missing.
+    pub fn init(&self) -> Result<Command, Failure> {
+        Ok(self.command(self.settings().binary("pillion-init")?))
+    }
+}
+
+impl Sidecar {
+    /// The proxy's process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Waits until the proxy says that it is ready.
+    ///
+    /// # Errors
+    /// It ends first, or is not ready within 10 s; the message has the end of its log.
+    pub fn wait_ready(&mut self) -> Result<(), Failure> {
+        let (pod, process) = (&self.pod, &mut self.process);
+        let health = local(port::HEALTH);
+        let mut pending = String::from("no answer");
+        let ready = wait_until("a ready proxy", LIMIT, || {
+            if let Some(status) = process.ended()? {
+                return Err(Failure::Unexpected(format!("the proxy ended with {status}")));
+            }
+            // Refused until the listener is there.
+            let Ok((status, body)) = http::get(pod, health, "/healthz/ready") else {
+                return Ok(None);
+            };
+            pending = format!("{status} {body}");
+            Ok((status == 200).then_some(()))
+        });
+        ready.map_err(|failure| {
+            let printed = [process.stdout(), process.stderr()].map(Result::unwrap_or_default);
+            Failure::Unexpected(format!(
+                "pod {}: {failure} ({})\n{}",
+                pod.name(),
+                pending.trim_end(),
+                tail(&printed.concat())
+            ))
+        })
+    }
+
+    /// Scrapes the proxy's metrics.
+    ///
+    /// # Errors
+    /// No answer, or one that is not in the text format.
+    pub fn metrics(&self) -> Result<Metrics, Failure> {
+        let (status, body) = http::get(&self.pod, local(port::METRICS), "/metrics")?;
+        if status != 200 {
+            return Err(Failure::Unexpected(format!("/metrics: {status} {body}")));
+        }
+        Metrics::parse(&body)
+    }
+
+    /// The sum of the series of a metric that carry all of `labels`; 0 when there is none.
+    ///
+    /// # Errors
+    /// As [`Sidecar::metrics`].
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64, Failure> {
+        Ok(self.metrics()?.sum(name, labels))
+    }
+
+    /// Waits until a metric has a value.
+    ///
+    /// # Errors
+    /// It has another after 10 s; the message says which.
+    pub fn wait_metric(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+        wanted: f64,
+    ) -> Result<(), Failure> {
+        let mut seen = 0.0;
+        let waited = wait_until(name, LIMIT, || {
+            seen = self.metric(name, labels)?;
+            Ok(((seen - wanted).abs() < 0.5).then_some(()))
+        });
+        waited.map_err(|failure| {
+            Failure::Unexpected(format!(
+                "pod {}: {name}{labels:?} is {seen}, wanted {wanted}: {failure}",
+                self.pod.name()
+            ))
+        })
+    }
+
+    /// Waits until no connection is open.
+    ///
+    /// # Errors
+    /// One is, after 10 s.
+    pub fn wait_idle(&self) -> Result<(), Failure> {
+        self.wait_metric(metric::OPEN, &[], 0.0)
+    }
+
+    /// The access log of the proxy that runs now.
+    ///
+    /// # Errors
+    /// Its output cannot be read.
+    pub fn log_lines(&self) -> Result<Vec<LogLine>, Failure> {
+        let printed = [self.process.stdout()?, self.process.stderr()?].concat();
+        Ok(LogLine::all(&printed))
+    }
+
+    /// Waits for `count` lines of the access log that `wanted` picks, and returns those there are.
+    ///
+    /// # Errors
+    /// Fewer after 10 s; the message names `what`.
+    pub fn wait_logs(
+        &self,
+        what: &str,
+        count: usize,
+        wanted: impl Fn(&LogLine) -> bool,
+    ) -> Result<Vec<LogLine>, Failure> {
+        let what = format!("pod {}: {count} log lines of {what}", self.pod.name());
+        wait_until(&what, LIMIT, || {
+            let lines: Vec<_> = self.log_lines()?.into_iter().filter(&wanted).collect();
+            Ok((lines.len() >= count).then_some(lines))
+        })
+    }
+
+    /// Replaces the policy file in one step, as a ConfigMap's update does.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_policy(&self, text: &str) -> Result<(), Failure> {
+        write_policy(&self.pod, text)
+    }
+
+    /// Replaces the certificates, in one step, by new ones of the same identity.
+    ///
+    /// # Errors
+    /// `pillion-certs` fails, or the files cannot be written.
+    pub fn issue(&mut self, bed: &Testbed) -> Result<(), Failure> {
+        self.generation = self.generation.saturating_add(1);
+        let name = format!("{}-issued.{}", self.pod.name(), self.generation);
+        let from = bed.issue(&bed.ca()?, &self.options.identity, &name)?;
+        publish_certificates(&self.pod, &from, self.generation)
+    }
+
+    /// Sends SIGTERM and returns the exit code.
+    ///
+    /// # Errors
+    /// The proxy has not ended within `limit`.
+    pub fn stop(&mut self, limit: Duration) -> Result<i32, Failure> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.process.wait(limit)
+    }
+
+    /// Kills the proxy as the out-of-memory killer does. The rules stay.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn kill9(&mut self) -> Result<(), Failure> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait(LIMIT).map(drop)
+    }
+
+    /// Starts the proxy again after its end, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Pod::mesh`].
+    pub fn restart(&mut self) -> Result<(), Failure> {
+        self.process = start(&self.pod, &self.options)?;
+        self.wait_ready()
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)
+}
+
+fn policy_directory(pod: &Pod) -> PathBuf {
+    pod.path("policy")
+}
+
+fn tls_directory(pod: &Pod) -> PathBuf {
+    pod.path("tls")
+}
+
+fn start(pod: &Pod, options: &MeshOptions) -> Result<Process, Failure> {
+    let user = PROXY_USER.to_string();
+    let tls = tls_directory(pod);
+    let mut command = pod.daemon_as(&user, pod.settings().binary("pillion-proxy")?);
+    command
+        .env("PILLION_POLICY_FILE", policy_directory(pod).join("policy.yaml"))
+        .env("PILLION_TLS_CERT_FILE", tls.join("tls.crt"))
+        .env("PILLION_TLS_KEY_FILE", tls.join("tls.key"))
+        .env("PILLION_TLS_CA_FILE", tls.join("ca.crt"))
+        .env("PILLION_ACCESS_LOG", "all")
+        .env("PILLION_LOG_FORMAT", "json")
+        .env_remove("PILLION_BIN_DIR")
+        .env_remove("PILLION_TEST_IPV6")
+        .env_remove("PILLION_TEST_BULK_MIB");
+    command.envs(options.env.iter().map(|(name, value)| (name, value)));
+    pod.spawn("proxy", &mut command)
+}
+
+/// Writes beside the file and renames: a reader sees the old text or the new.
+fn write_policy(pod: &Pod, text: &str) -> Result<(), Failure> {
+    let directory = policy_directory(pod);
+    let fresh = directory.join(".policy.yaml.new");
+    fs::write(&fresh, text).context(|| fresh.display().to_string())?;
+    fs::rename(&fresh, directory.join("policy.yaml")).context(|| "policy.yaml".to_owned())
+}
+
+/// Lays certificates out as the kubelet does: the files are symlinks through `..data`, and
+/// swapping that one link swaps all three at once.
+fn publish_certificates(pod: &Pod, from: &Path, generation: u32) -> Result<(), Failure> {
+    let tls = tls_directory(pod);
+    let name = format!("..generation-{generation}");
+    let fresh = tls.join(&name);
+    fs::create_dir(&fresh).context(|| fresh.display().to_string())?;
+    for file in ["tls.crt", "tls.key", "ca.crt"] {
+        fs::copy(from.join(file), fresh.join(file)).context(|| file)?;
+        let link = tls.join(file);
+        if fs::symlink_metadata(&link).is_err() {
+            std::os::unix::fs::symlink(Path::new("..data").join(file), link)?;
+        }
+    }
+    give_to(PROXY_USER, &fresh)?;
+    let link = tls.join("..data_tmp");
+    std::os::unix::fs::symlink(&name, &link)?;
+    fs::rename(&link, tls.join("..data")).context(|| "..data")
+}

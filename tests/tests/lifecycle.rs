@@ -1,0 +1,212 @@
+//! A proxy's life: stopped, killed, and given new policies and certificates while it serves.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use pillion_testbed::labels::{CLIENT, STRANGER, direction, metric, reason};
+use pillion_testbed::stream::{End, ask, pass, read_to_end};
+use pillion_testbed::{Failure, Pair, accept, policy, run, wait_until};
+
+const APP: u16 = 8080;
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[test]
+fn sigterm_keeps_open_streams_and_ends_with_the_last() {
+    run("drain", |bed| {
+        let mut pair = Pair::with_env(bed, &[("PILLION_DRAIN_TIMEOUT", "60s")])?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"before")?;
+
+        for sidecar in [&mut pair.callee, &mut pair.caller] {
+            sidecar.process().signal(Signal::SIGTERM)?;
+        }
+        pass(&mut client, &mut server, b"after")?;
+        pass(&mut server, &mut client, b"and back")?;
+        for sidecar in [&mut pair.callee, &mut pair.caller] {
+            assert!(sidecar.process().ended()?.is_none(), "it serves what is open");
+        }
+
+        drop(client);
+        assert_eq!(read_to_end(&mut server)?, (Vec::new(), End::Fin));
+        drop(server);
+        // Long before the deadline of 60 s: the last connection's end is what it waits for.
+        assert_eq!(pair.callee.process().wait(LIMIT)?, 0);
+        assert_eq!(pair.caller.process().wait(LIMIT)?, 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn sigterm_resets_what_is_left_at_the_deadline() {
+    run("drain-deadline", |bed| {
+        let mut pair = Pair::with_env(bed, &[("PILLION_DRAIN_TIMEOUT", "1s")])?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"before")?;
+
+        let start = Instant::now();
+        assert_eq!(pair.callee.stop(LIMIT)?, 0);
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(900), "it waited for the stream: {took:?}");
+        assert_eq!(read_to_end(&mut server)?, (Vec::new(), End::Reset));
+        assert_eq!(read_to_end(&mut client)?, (Vec::new(), End::Reset));
+        let lines = pair.callee.log_lines()?;
+        assert!(
+            lines.iter().any(|line| line.is(direction::INBOUND, reason::SHUTDOWN)),
+            "{lines:?}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn sigterm_without_connections_ends_at_once() {
+    run("idle-stop", |bed| {
+        let mut pair = Pair::new(bed)?;
+        let start = Instant::now();
+        assert_eq!(pair.callee.stop(LIMIT)?, 0);
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        Ok(())
+    });
+}
+
+#[test]
+fn killed_it_fails_closed_and_serves_again_after_a_restart() {
+    const SECRET: &[u8] = b"sent while the proxy is dead";
+    run("kill", |bed| {
+        let mut pair = Pair::new(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let to = listener.local_addr()?;
+        drop(pair.open(&listener)?);
+
+        let capture = pair.client.capture("killed")?;
+        pair.caller.kill9()?;
+        let outcome = ask(&pair.client, to, SECRET)?;
+        assert!(outcome.is_turned_away(), "the rules stay, so nobody answers: {outcome:?}");
+        let wire = capture.finish(&pair.server)?;
+        assert!(!wire.contains(SECRET), "no plaintext leaves");
+        assert_eq!(wire.flows(APP).count(), 0, "nothing leaves for the app at all");
+
+        pair.caller.restart()?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"served again")?;
+        drop((client, server));
+
+        pair.callee.kill9()?;
+        let outcome = ask(&pair.client, to, SECRET)?;
+        assert!(outcome.is_turned_away(), "the server's side: {outcome:?}");
+        pair.callee.restart()?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"served again")
+    });
+}
+
+#[test]
+fn a_policy_that_denies_ends_open_connections_and_a_looser_one_touches_none() {
+    run("policy-change", |bed| {
+        let pair = Pair::new(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"allowed")?;
+
+        let loaded = |text: &str| {
+            let hash = |metrics: &pillion_testbed::Metrics| metrics.by(metric::POLICY, "hash");
+            let before = hash(&pair.callee.metrics()?);
+            pair.callee.set_policy(text)?;
+            wait_until("the new policy", LIMIT, || {
+                Ok((hash(&pair.callee.metrics()?) != before).then_some(()))
+            })
+        };
+        loaded(&policy::serve(&[CLIENT, STRANGER]))?;
+        pass(&mut client, &mut server, b"still allowed")?;
+        pass(&mut server, &mut client, b"both ways")?;
+
+        loaded(&policy::serve(&[STRANGER]))?;
+        let start = Instant::now();
+        let (bytes, _) = read_to_end(&mut client)?;
+        let took = start.elapsed();
+        assert_eq!(bytes, b"");
+        // FIN at once, RST a second later; the change itself was seen before the clock started.
+        assert!(took < Duration::from_secs(2), "ended only after {took:?}");
+        let labels = [("direction", direction::INBOUND), ("reason", reason::POLICY_CHANGED)];
+        drop((client, server));
+        pair.callee.wait_metric(metric::CLOSED, &labels, 1.0)?;
+        pair.callee.wait_logs("the ended connection", 1, |line| {
+            line.is(direction::INBOUND, reason::POLICY_CHANGED) && line.mentions(CLIENT)
+        })?;
+        let outcome = ask(&pair.client, listener.local_addr()?, b"again")?;
+        assert!(outcome.is_turned_away(), "{outcome:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_broken_policy_changes_nothing() {
+    run("policy-broken", |bed| {
+        let pair = Pair::new(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pair.callee.set_policy("inbound: {mtls: perhaps}\n")?;
+        pair.callee.wait_metric(metric::POLICY_LOADED, &[], 0.0)?;
+        pass(&mut client, &mut server, b"the open one stays")?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"new ones are served")?;
+        pair.callee.set_policy(&policy::serve(&[CLIENT]))?;
+        pair.callee.wait_metric(metric::POLICY_LOADED, &[], 1.0)
+    });
+}
+
+#[test]
+fn certificates_are_replaced_under_traffic() {
+    const ROUNDS: u8 = 3;
+    run("certificates", |bed| {
+        let mut pair = Pair::new(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let to = listener.local_addr()?;
+        let (mut long_client, mut long_server) = pair.open(&listener)?;
+        let loads = [("result", "ok")];
+        for round in 1..=ROUNDS {
+            for callee in [true, false] {
+                let sidecar = if callee { &mut pair.callee } else { &mut pair.caller };
+                let before = sidecar.metric(metric::CERTIFICATE_RELOADS, &loads)?;
+                sidecar.issue(bed)?;
+                let sidecar = if callee { &pair.callee } else { &pair.caller };
+                // Connection after connection until the new certificate is in force, then some.
+                let mut after = 0;
+                let count = wait_for_reload(|| {
+                    exchange(&pair, to, &listener)?;
+                    let now = sidecar.metric(metric::CERTIFICATE_RELOADS, &loads)?;
+                    after += u32::from(now > before);
+                    Ok(after > 5)
+                })?;
+                println!("round {round}: {count} connections across the change");
+            }
+            pass(&mut long_client, &mut long_server, b"the long stream goes on")?;
+        }
+        for sidecar in [&pair.caller, &pair.callee] {
+            let results = sidecar.metrics()?.by(metric::CERTIFICATE_RELOADS, "result");
+            assert_eq!(results.keys().collect::<Vec<_>>(), ["ok"], "{results:?}");
+        }
+        pair.check_meshed()
+    });
+}
+
+/// One connection that must succeed.
+fn exchange(pair: &Pair, to: SocketAddr, listener: &std::net::TcpListener) -> Result<(), Failure> {
+    let mut client = pair.client.connect(to)?;
+    let mut server = accept(listener)?;
+    pass(&mut client, &mut server, b"ping")?;
+    pass(&mut server, &mut client, b"pong")
+}
+
+/// Repeats `step` until it says that it is done, at most for the time a poll of the files takes.
+fn wait_for_reload(mut step: impl FnMut() -> Result<bool, Failure>) -> Result<u32, Failure> {
+    let mut count = 0;
+    wait_until("a reload of the certificates", Duration::from_secs(15), || {
+        count += 1;
+        Ok(step()?.then_some(()))
+    })?;
+    Ok(count)
+}
