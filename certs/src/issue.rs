@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType,
@@ -90,7 +91,7 @@ impl Issued {
 pub fn make_ca(domain: &TrustDomain, ttl: Duration) -> Result<CertificateAuthority, IssueError> {
     let key = KeyPair::generate()?;
     let mut params = base_params(ttl)?;
-    params.distinguished_name = name(&format!("{domain} authority"));
+    params.distinguished_name = name(&authority_name(domain, &key));
     params.subject_alt_names = vec![SanType::URI(format!("spiffe://{domain}").try_into()?)];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -99,6 +100,15 @@ pub fn make_ca(domain: &TrustDomain, ttl: Duration) -> Result<CertificateAuthori
         cert_pem: certificate.pem(),
         key_pem: Zeroizing::new(key.serialize_pem()),
     })
+}
+
+/// A name of its own for every authority, by a part of its key's hash: a chain names its issuer by
+/// this name alone, and one of a replaced authority is then told from a forged one. At most 64
+/// characters (X.520, ub-common-name).
+fn authority_name(domain: &TrustDomain, key: &KeyPair) -> String {
+    let hash = digest::digest(&digest::SHA256, key.public_key_raw());
+    let part: String = hash.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("{:.44} authority {part}", domain.as_str())
 }
 
 /// An X.509-SVID with a fresh key, valid from [`BACKDATE`] ago for `ttl` from now.

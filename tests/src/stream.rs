@@ -48,6 +48,10 @@ pub fn ask(pod: &Pod, to: SocketAddr, request: &[u8]) -> Result<Outcome, Failure
         Err(failure) if failure.io_kind() == Some(io::ErrorKind::ConnectionRefused) => {
             return Ok(Outcome::Refused);
         }
+        // Established, and reset before connect(2) had returned.
+        Err(failure) if failure.io_kind() == Some(io::ErrorKind::ConnectionReset) => {
+            return Ok(Outcome::Reset);
+        }
         Err(failure) => return Err(failure),
     };
     // A reset may overtake either step; what matters is what reading says then.

@@ -1,23 +1,26 @@
 //! Ports that take more than mTLS: permissive and disabled.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Command;
 
 use pillion_testbed::forge::Svid;
 use pillion_testbed::labels::{CLIENT, SERVER, direction, field};
-use pillion_testbed::stream::pass;
+use pillion_testbed::stream::{pass, read_exactly};
 use pillion_testbed::{Failure, MeshOptions, Pod, Process, Testbed, accept, complete, policy, run};
 
 const APP: u16 = 8080;
 const APP_TLS: u16 = 8443;
 
-/// A line goes in and comes back over a new connection from `client`.
+/// A line goes in and comes back over a new connection from `client`, which speaks first: a
+/// permissive port waits for a client's first bytes before it dials the app.
 fn echo(client: &Pod, server: &Pod, port: u16) -> Result<(), Failure> {
     for address in server.addresses() {
         let listener = server.listen(SocketAddr::new(address, port))?;
         let mut asking = client.connect(listener.local_addr()?)?;
+        asking.write_all(b"over this port")?;
         let mut answering = accept(&listener)?;
-        pass(&mut asking, &mut answering, b"over this port")?;
+        assert_eq!(read_exactly(&mut answering, 14)?, b"over this port");
         pass(&mut answering, &mut asking, b"and back")?;
     }
     Ok(())
