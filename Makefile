@@ -1,5 +1,5 @@
 # Everything a newcomer needs:
-#   make demo   two pods, real traffic, mTLS on the wire, allowed and refused peers
+#   make demo   pods, real traffic, mTLS on the wire, allowed and refused peers
 #   make test   every check and every test
 SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto

@@ -30,7 +30,7 @@ pub struct Reload {
     certificates: Reloader,
     policy_seen: Option<PolicySeen>,
     changed: Arc<Notify>,
-    _watch: Option<DirWatch>,
+    watch: Option<DirWatch>,
 }
 
 /// The policy text that was last looked at, and for which trust domain.
@@ -43,23 +43,30 @@ struct PolicySeen {
 impl Reload {
     /// Starts to watch; [`Reload::run`] does the first load.
     pub fn new(shared: Arc<Shared>, workers: Workers) -> Self {
+        let certificates = Reloader::new(shared.config.identity.clone());
         let changed = Arc::new(Notify::new());
-        let config = &shared.config;
+        Self { shared, workers, certificates, policy_seen: None, changed, watch: None }
+    }
+
+    /// Watches the folders, once they are all there; until then the poll has to do.
+    fn watch(&mut self) {
+        if self.watch.is_some() {
+            return;
+        }
+        let config = &self.shared.config;
         let mut paths = config.identity.paths();
         paths.push(config.policy_file.clone());
-        let notify = Arc::clone(&changed);
-        let watch = DirWatch::new(&paths, move || notify.notify_one())
-            .inspect_err(|e| {
-                tracing::warn!(error = %e, "files are compared every 10 s instead of watched");
-            })
-            .ok();
-        let certificates = Reloader::new(config.identity.clone());
-        Self { shared, workers, certificates, policy_seen: None, changed, _watch: watch }
+        let notify = Arc::clone(&self.changed);
+        match DirWatch::new(&paths, move || notify.notify_one()) {
+            Ok(watch) => self.watch = Some(watch),
+            Err(e) => tracing::warn!(error = %e, "files are compared every 10 s until they can be watched"),
+        }
     }
 
     /// Loads, then follows the files for ever.
     pub async fn run(mut self) {
         loop {
+            self.watch();
             self.load_certificates();
             self.load_policy();
             tokio::select! {

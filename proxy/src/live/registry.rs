@@ -53,6 +53,7 @@ impl Registry {
         if handshakes.len() >= self.shared.config.max_pending_handshakes
             && let Some(oldest) = handshakes.pop_front()
         {
+            self.shared.metrics.handshake(oldest.direction, "shed");
             oldest.stop(CloseReason::HandshakeShed);
         }
         handshakes.push_back(Rc::clone(conn));
