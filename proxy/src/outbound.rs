@@ -90,6 +90,7 @@ async fn decide(
     if !matches!(decision, OutboundDecision::Deny { .. }) && shared.resolve_miss(dst.0.ip()).await {
         decision = evaluate(shared, dst)?;
     }
+    conn.set_names(shared.published.hosts.load().names_of(dst.0.ip()));
     record(shared, conn, dst, &decision);
     Ok(decision)
 }

@@ -79,7 +79,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         let report: Arc<dyn Source> =
             Arc::new(Report::new(Arc::clone(&shared), inboxes.clone(), log));
         serve_admin(&shared.config, &report)?;
-        let resolver = Resolver::new(Arc::clone(&shared), inboxes.clone(), resolve_requests);
+        let resolver = Resolver::new(Arc::clone(&shared), resolve_requests);
         let reload = Reload::new(Arc::clone(&shared), inboxes);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
         // Neither ends before the signal does.

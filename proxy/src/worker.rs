@@ -25,7 +25,7 @@ const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// What the control thread asks of a worker.
 #[derive(Debug)]
 pub enum Command {
-    /// The policy (or what its names resolve to) has changed: judge again.
+    /// The policy has changed: judge again.
     Rejudge,
     /// Tell about the open connections.
     Connections(oneshot::Sender<Vec<Value>>),

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::live::{HostAddresses, LocalNet, ResolveRequest, Shared};
 use crate::net;
 
-use super::Workers;
 
 /// A name is not asked for more often than this because its TTL says so.
 const TTL_FLOOR: Duration = Duration::from_secs(5);
 /// A name that could not be resolved, or whose TTL is very long, is asked for again.
 const TTL_CEILING: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(5);
+/// All of one name's questions and repetitions together.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 /// On a miss, a name is asked for at most this often.
 const MISS_FLOOR: Duration = Duration::from_secs(1);
 /// How often due names and the pod's own addresses are looked for.
@@ -26,7 +28,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// Resolves names on the control thread and publishes their addresses.
 pub struct Resolver {
     shared: Arc<Shared>,
-    workers: Workers,
     requests: mpsc::Receiver<ResolveRequest>,
     resolver: Option<TokioResolver>,
     nameservers: HashSet<IpAddr>,
@@ -35,17 +36,15 @@ pub struct Resolver {
 
 struct Known {
     addresses: HashSet<IpAddr>,
-    asked: Instant,
+    /// When the TTL ends.
     due: Instant,
+    /// From when on a miss asks again.
+    missed: Instant,
 }
 
 impl Resolver {
     /// Reads resolv.conf and publishes the pod's own addresses.
-    pub fn new(
-        shared: Arc<Shared>,
-        workers: Workers,
-        requests: mpsc::Receiver<ResolveRequest>,
-    ) -> Self {
+    pub fn new(shared: Arc<Shared>, requests: mpsc::Receiver<ResolveRequest>) -> Self {
         let (resolver, nameservers) = match system_resolver() {
             Ok((resolver, servers)) => (Some(resolver), servers),
             Err(e) => {
@@ -53,7 +52,7 @@ impl Resolver {
                 (None, HashSet::new())
             }
         };
-        let this = Self { shared, workers, requests, resolver, nameservers, known: HashMap::new() };
+        let this = Self { shared, requests, resolver, nameservers, known: HashMap::new() };
         this.publish_local();
         this
     }
@@ -70,9 +69,16 @@ impl Resolver {
                 request = self.requests.recv() => match request {
                     None => return,
                     Some(request) => {
-                        self.resolve(|known, now| now >= known.asked + MISS_FLOOR).await;
-                        // The worker may have stopped waiting.
-                        let _ = request.done.send(());
+                        // Whoever asks at the same time is answered by the same look-up.
+                        let mut asking = vec![request];
+                        while let Ok(request) = self.requests.try_recv() {
+                            asking.push(request);
+                        }
+                        self.resolve(|known, now| now >= known.missed).await;
+                        for request in asking {
+                            // The worker may have stopped waiting.
+                            let _ = request.done.send(());
+                        }
                     }
                 },
             }
@@ -86,38 +92,32 @@ impl Resolver {
         let before = self.known.len();
         self.known.retain(|host, _| hosts.contains(host));
         let mut changed = before != self.known.len();
+        let now = Instant::now();
+        let mut looking = JoinSet::new();
         for host in hosts {
-            let now = Instant::now();
-            if self.known.get(&host).is_some_and(|known| !due(known, now)) {
-                continue;
+            if self.known.get(&host).is_none_or(|known| due(known, now)) {
+                looking.spawn(look_up(self.resolver.clone(), host));
             }
-            let (found, ttl) = self.look_up(&host).await;
+        }
+        while let Some(done) = looking.join_next().await {
+            let Ok((host, found)) = done else { continue };
+            let now = Instant::now();
             let old = self.known.remove(&host).map(|k| k.addresses);
-            // A nameserver that does not answer takes no address away: that would
-            // weaken what the policy says of it.
-            let addresses = found.or_else(|| old.clone()).unwrap_or_default();
-            changed |= old.as_ref() != Some(&addresses);
-            self.known.insert(host, Known { addresses, asked: now, due: now + ttl });
+            let known = match found {
+                Some((addresses, ttl)) => Known { addresses, due: now + ttl, missed: now + MISS_FLOOR },
+                // A nameserver that does not answer takes no address away: that would
+                // weaken what the policy says of it. Nor is it asked at every miss.
+                None => Known {
+                    addresses: old.clone().unwrap_or_default(),
+                    due: now + RETRY,
+                    missed: now + RETRY,
+                },
+            };
+            changed |= old.as_ref() != Some(&known.addresses);
+            self.known.insert(host, known);
         }
         if changed {
             self.publish();
-        }
-    }
-
-    /// A and AAAA; `None` when there is no answer.
-    async fn look_up(&self, host: &str) -> (Option<HashSet<IpAddr>>, Duration) {
-        let Some(resolver) = &self.resolver else { return (None, RETRY) };
-        // With its final dot a name is taken as it is: search domains are for people.
-        match resolver.lookup_ip(format!("{host}.")).await {
-            Ok(answer) => {
-                let ttl = answer.valid_until().saturating_duration_since(Instant::now());
-                let addresses = answer.iter().map(|ip| ip.to_canonical()).collect();
-                (Some(addresses), ttl.clamp(TTL_FLOOR, TTL_CEILING))
-            }
-            Err(e) => {
-                tracing::warn!(host, error = %e, "a name of the policy can't be resolved");
-                (None, RETRY)
-            }
         }
     }
 
@@ -125,7 +125,6 @@ impl Resolver {
         let addresses =
             self.known.iter().map(|(host, k)| (Arc::clone(host), k.addresses.clone())).collect();
         self.shared.published.hosts.store(Arc::new(HostAddresses(addresses)));
-        self.workers.rejudge();
     }
 
     fn publish_local(&self) {
@@ -137,8 +136,31 @@ impl Resolver {
     }
 }
 
+/// A and AAAA, and for how long they hold; `None` when there is no answer.
+async fn look_up(
+    resolver: Option<TokioResolver>,
+    host: Arc<str>,
+) -> (Arc<str>, Option<(HashSet<IpAddr>, Duration)>) {
+    let Some(resolver) = resolver else { return (host, None) };
+    // With its final dot a name is taken as it is: search domains are for people.
+    let answer = tokio::time::timeout(LOOK_UP_TIMEOUT, resolver.lookup_ip(format!("{host}."))).await;
+    let why = match answer {
+        Ok(Ok(answer)) => {
+            let ttl = answer.valid_until().saturating_duration_since(Instant::now());
+            let addresses = answer.iter().map(|ip| ip.to_canonical()).collect();
+            return (host, Some((addresses, ttl.clamp(TTL_FLOOR, TTL_CEILING))));
+        }
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => format!("no answer within {LOOK_UP_TIMEOUT:?}"),
+    };
+    tracing::warn!(%host, error = why, "a name of the policy can't be resolved");
+    (host, None)
+}
+
 fn system_resolver() -> Result<(TokioResolver, HashSet<IpAddr>), hickory_resolver::net::NetError> {
-    let (config, options) = hickory_resolver::system_conf::read_system_conf()?;
+    let (config, mut options) = hickory_resolver::system_conf::read_system_conf()?;
+    // A miss wants to hear what the nameserver says now; TTLs are kept here.
+    options.cache_size = 0;
     let servers = config.name_servers().iter().map(|s| s.ip.to_canonical()).collect();
     let resolver = TokioResolver::builder_with_config(config, Default::default())
         .with_options(options)

@@ -13,7 +13,7 @@ use crate::net::{ClientAddr, OriginalDst};
 use crate::policy::{InboundConn, Mode, OutboundDecision, Policy, Shadow};
 use crate::telemetry::{ByteCounters, CloseReason, Direction, Record};
 
-use super::HostAddresses;
+use super::{AsOpened, HostAddresses};
 
 /// What protects a connection on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,7 @@ pub struct Conn {
 struct Facts {
     stage: Stage,
     destination: Option<OriginalDst>,
+    names: Vec<Arc<str>>,
     peer: Option<VerifiedPeer>,
     tls: Option<Tls>,
     verdict: Option<&'static str>,
@@ -97,6 +98,7 @@ impl Conn {
             facts: RefCell::new(Facts {
                 stage: Stage::Opening,
                 destination: None,
+                names: Vec::new(),
                 peer: None,
                 tls: None,
                 verdict: None,
@@ -116,6 +118,11 @@ impl Conn {
     /// Records where the client meant to go.
     pub fn set_destination(&self, dst: OriginalDst) {
         self.facts.borrow_mut().destination = Some(dst);
+    }
+
+    /// Records the policy's names that the destination has.
+    pub fn set_names(&self, names: Vec<Arc<str>>) {
+        self.facts.borrow_mut().names = names;
     }
 
     /// Records what protects the connection.
@@ -216,7 +223,8 @@ impl Conn {
                 (!d.allow).then_some(d.rule)
             }
             (Direction::Outbound, _) => {
-                let decision = policy.outbound(destination.ip(), destination.port(), hosts);
+                let hosts = AsOpened { now: hosts, names: &facts.names };
+                let decision = policy.outbound(destination.ip(), destination.port(), &hosts);
                 outbound_denies(policy, decision, facts.tls, peer)
             }
         }

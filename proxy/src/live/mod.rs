@@ -6,5 +6,5 @@ mod published;
 mod registry;
 
 pub use conn::{Conn, Stage, Tls};
-pub use published::{HostAddresses, LocalNet, Published, ResolveRequest, Shared};
+pub use published::{AsOpened, HostAddresses, LocalNet, Published, ResolveRequest, Shared};
 pub use registry::{Guard, HandshakeSlot, Registry};

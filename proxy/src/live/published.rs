@@ -33,6 +33,29 @@ impl HostAddresses {
     fn knows(&self, ip: IpAddr) -> bool {
         self.0.values().any(|addresses| addresses.contains(&ip))
     }
+
+    /// The names that have the address `ip` now.
+    pub fn names_of(&self, ip: IpAddr) -> Vec<Arc<str>> {
+        let known = self.0.iter().filter(|(_, addresses)| addresses.contains(&ip));
+        known.map(|(name, _)| Arc::clone(name)).collect()
+    }
+}
+
+/// Addresses as they are now, and the names that an open connection's address had
+/// when it was opened: DNS takes an address out of rotation without meaning that
+/// connections to it must end, so a changed policy still judges them by their name.
+#[derive(Debug)]
+pub struct AsOpened<'a> {
+    /// The addresses of now.
+    pub now: &'a HostAddresses,
+    /// The names of then.
+    pub names: &'a [Arc<str>],
+}
+
+impl HostTable for AsOpened<'_> {
+    fn contains(&self, host: &str, ip: IpAddr) -> bool {
+        self.now.contains(host, ip) || self.names.iter().any(|name| **name == *host)
+    }
 }
 
 /// What belongs to this pod, and the nameservers: never subject to the outbound policy.
