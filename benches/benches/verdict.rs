@@ -1,5 +1,5 @@
 //! What a verdict costs, for 10 CIDRs and for 100,000: the second may cost twice the first. Also
-//! how long a policy of 100,000 CIDRs, or of 100,000 rules, takes to load: it may take a second.
+//! how long a policy of 100,000 CIDRs, or of 100,000 rules, takes to load.
 
 use std::fmt::Write;
 use std::hint::black_box;

@@ -74,11 +74,11 @@ fn inspect_ends_with_1_when_a_rule_is_broken_and_says_which() {
     ends(&certs(dir, "ca --trust-domain example.org --out other"), 0);
     ends(&certs(dir, "issue --ca ca --id spiffe://example.org/a --out a"), 0);
     let said = ends(&certs(dir, "inspect a/tls.crt --ca other/ca.crt"), 1);
-    assert!(said.contains("BROKEN bad_signature"), "{said}");
+    assert!(said.contains("BROKEN unknown_issuer"), "{said}");
     let json = certs(dir, "inspect a/tls.crt --ca other/ca.crt -o json");
     assert_eq!(json.status.code(), Some(1));
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!(report[0]["broken"][0]["rule"], "bad_signature");
+    assert_eq!(report[0]["broken"][0]["rule"], "unknown_issuer");
     assert_eq!(report[0]["certificates"][0]["id"], "spiffe://example.org/a");
     let said = ends(&certs(dir, "inspect missing.pem"), 1);
     assert!(said.contains("missing.pem"), "{said}");

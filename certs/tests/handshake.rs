@@ -115,12 +115,15 @@ fn a_federated_domain_is_verified_by_its_own_bundle() {
 }
 
 #[test]
-fn an_authority_of_the_same_name_with_another_key_signs_nothing() {
-    let (ours, theirs) = (authority(DOMAIN), authority(DOMAIN));
+fn an_authority_of_the_same_domain_or_even_name_with_another_key_signs_nothing() {
+    let ours = authority(DOMAIN);
     let server = generation(&ours, "/server");
-    let refusal =
-        server.verified_peer(Some(&chain(&svid(&theirs, &format!("spiffe://{DOMAIN}/a")))));
-    assert_eq!(refusal.unwrap_err().label(), "bad_signature");
+    let refusal = |theirs| {
+        let peer = svid(&theirs, &format!("spiffe://{DOMAIN}/a"));
+        server.verified_peer(Some(&chain(&peer))).unwrap_err().label()
+    };
+    assert_eq!(refusal(authority(DOMAIN)), "unknown_issuer");
+    assert_eq!(refusal(common::namesake(&ours, DOMAIN)), "bad_signature");
 }
 
 #[test]

@@ -195,7 +195,9 @@ mod tests {
 
     #[test]
     fn plaintext_is_told_by_its_first_bytes() {
-        for text in [&b"GET / HTTP/1.1\r\n"[..], b"SSH-2.0", b"\x00", b"\x80\x2e\x01\x00\x02", b"\x16\x02"] {
+        for text in
+            [&b"GET / HTTP/1.1\r\n"[..], b"SSH-2.0", b"\x00", b"\x80\x2e\x01\x00\x02", b"\x16\x02"]
+        {
             assert_eq!(peek(text, MESH), Hello::NotTls, "{text:?}");
         }
         assert_eq!(peek(b"", MESH), Hello::Incomplete);

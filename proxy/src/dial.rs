@@ -21,7 +21,9 @@ pub enum DialError {
     #[error("connect to {0}: {1}")]
     Failed(SocketAddr, io::Error),
     /// The source address is not on this machine.
-    #[error("cannot connect from {0}: {1}; pillion-init adds that address to lo, so check that it ran")]
+    #[error(
+        "cannot connect from {0}: {1}; pillion-init adds that address to lo, so check that it ran"
+    )]
     NoSource(IpAddr, io::Error),
 }
 

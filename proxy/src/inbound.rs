@@ -18,12 +18,21 @@ use crate::telemetry::{CloseReason, Direction};
 use crate::tls::{self, MESH_PROTOCOLS, ServerStream};
 
 /// Serves a redirected connection to its end, and says why it ended.
-pub async fn serve(shared: &Shared, registry: &Rc<Registry>, conn: &Rc<Conn>, leg: Leg) -> CloseReason {
+pub async fn serve(
+    shared: &Shared,
+    registry: &Rc<Registry>,
+    conn: &Rc<Conn>,
+    leg: Leg,
+) -> CloseReason {
     let admitted = conn.unless_stopped(admit(shared, registry, conn, leg)).await;
     let ended = match admitted {
         Err(reason) => return reason,
-        Ok((Downstream::Tls(mut client), mut app)) => run(shared, conn, &mut *client, &mut app).await,
-        Ok((Downstream::Plain(mut client), mut app)) => run(shared, conn, &mut client, &mut app).await,
+        Ok((Downstream::Tls(mut client), mut app)) => {
+            run(shared, conn, &mut *client, &mut app).await
+        }
+        Ok((Downstream::Plain(mut client), mut app)) => {
+            run(shared, conn, &mut client, &mut app).await
+        }
         Ok((Downstream::Probe(mut client, request), mut app)) => {
             return conn
                 .unless_stopped(probe::forward(&mut client, &request, &mut app))
@@ -37,12 +46,7 @@ pub async fn serve(shared: &Shared, registry: &Rc<Registry>, conn: &Rc<Conn>, le
     ended.reason
 }
 
-async fn run(
-    shared: &Shared,
-    conn: &Conn,
-    client: &mut impl LegIo,
-    app: &mut Leg,
-) -> Ended {
+async fn run(shared: &Shared, conn: &Conn, client: &mut impl LegIo, app: &mut Leg) -> Ended {
     let limits = Limits {
         up: &conn.to_app,
         down: &conn.from_app,
@@ -212,12 +216,12 @@ async fn permissive(
         return Ok(Downstream::Plain(io));
     }
     let _slot = registry.begin_handshake(conn);
-    tokio::time::timeout(timeouts.handshake, terminate(shared, conn, io, true)).await.unwrap_or_else(
-        |_| {
+    tokio::time::timeout(timeouts.handshake, terminate(shared, conn, io, true))
+        .await
+        .unwrap_or_else(|_| {
             shared.metrics.handshake(Direction::Inbound, "timeout");
             Err(CloseReason::HandshakeTimeout)
-        },
-    )
+        })
 }
 
 /// A plaintext request that is one of the policy's probes on this port, if it is.
@@ -290,9 +294,11 @@ async fn connect_app(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<L
             std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
         });
     }
-    dial(target, Some(net::inbound_source(target)), shared.config.timeouts.connect).await.map_err(|e| {
-        shared.metrics.connect_failure(Direction::Inbound, e.reason());
-        conn.set_detail(e.to_string());
-        e.reason()
-    })
+    dial(target, Some(net::inbound_source(target)), shared.config.timeouts.connect).await.map_err(
+        |e| {
+            shared.metrics.connect_failure(Direction::Inbound, e.reason());
+            conn.set_detail(e.to_string());
+            e.reason()
+        },
+    )
 }

@@ -19,9 +19,14 @@ fn main() -> ExitCode {
 
 /// The environment's table, for `--help`.
 fn variables() -> String {
-    let mut text = format!("{}\n\nEnvironment of `run` (a bad value ends it with {}):\n", cli::EXAMPLES, pillion_proxy::config::EXIT_CONFIG);
+    let mut text = format!(
+        "{}\n\nEnvironment of `run` (a bad value ends it with {}):\n",
+        cli::EXAMPLES,
+        pillion_proxy::config::EXIT_CONFIG
+    );
     for v in VARIABLES {
-        let default = if v.default.is_empty() { String::new() } else { format!(" [{}]", v.default) };
+        let default =
+            if v.default.is_empty() { String::new() } else { format!(" [{}]", v.default) };
         // Writing to a string can't fail.
         let _ = writeln!(text, "  {}{default}\n      {}", v.name, v.meaning);
     }

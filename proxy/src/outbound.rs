@@ -13,7 +13,12 @@ use crate::telemetry::{CloseReason, Direction};
 use crate::tls::{self, ClientStream};
 
 /// Serves a redirected connection to its end, and says why it ended.
-pub async fn serve(shared: &Shared, registry: &Rc<Registry>, conn: &Rc<Conn>, mut leg: Leg) -> CloseReason {
+pub async fn serve(
+    shared: &Shared,
+    registry: &Rc<Registry>,
+    conn: &Rc<Conn>,
+    mut leg: Leg,
+) -> CloseReason {
     let ended = match conn.unless_stopped(reach(shared, registry, conn, &leg)).await {
         Err(reason) => return reason,
         Ok(Upstream::Tls(mut server)) => run(shared, conn, &mut leg, &mut *server).await,

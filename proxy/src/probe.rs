@@ -62,7 +62,8 @@ fn parse(seen: &[u8], allowed: impl Fn(&str) -> bool) -> Option<Option<Request>>
         Err(_) => return Some(None),
     };
     let body = head.headers.iter().any(|h| {
-        h.name.eq_ignore_ascii_case("content-length") || h.name.eq_ignore_ascii_case("transfer-encoding")
+        h.name.eq_ignore_ascii_case("content-length")
+            || h.name.eq_ignore_ascii_case("transfer-encoding")
     });
     let Some(path) = head.path else { return Some(None) };
     if body || length != seen.len() || head.method != Some("GET") || !allowed(path) {
@@ -118,7 +119,8 @@ mod tests {
 
     #[test]
     fn a_listed_get_is_rewritten_to_one_answer() {
-        let text = "GET /healthz HTTP/1.1\r\nHost: a:8080\r\nconnection: keep-alive\r\nX-A: b\r\n\r\n";
+        let text =
+            "GET /healthz HTTP/1.1\r\nHost: a:8080\r\nconnection: keep-alive\r\nX-A: b\r\n\r\n";
         assert_eq!(
             outcome(text).unwrap().unwrap(),
             "GET /healthz HTTP/1.1\r\nHost: a:8080\r\nX-A: b\r\nConnection: close\r\n\r\n"

@@ -296,15 +296,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_half_closed_connection_is_reset_and_an_open_one_is_not() {
-        let bench = run(Duration::from_millis(200), std::future::pending(), |mut client, mut server| async move {
-            // Open both ways and silent for longer than the timeout: stays.
-            tokio::time::sleep(Duration::from_millis(600)).await;
-            client.write_all(b"x").await.unwrap();
-            server.read_exact(&mut [0; 1]).await.unwrap();
-            client.shutdown().await.unwrap();
-            let e = client.read(&mut [0; 1]).await.unwrap_err();
-            assert_eq!(e.kind(), io::ErrorKind::ConnectionReset);
-        })
+        let bench = run(
+            Duration::from_millis(200),
+            std::future::pending(),
+            |mut client, mut server| async move {
+                // Open both ways and silent for longer than the timeout: stays.
+                tokio::time::sleep(Duration::from_millis(600)).await;
+                client.write_all(b"x").await.unwrap();
+                server.read_exact(&mut [0; 1]).await.unwrap();
+                client.shutdown().await.unwrap();
+                let e = client.read(&mut [0; 1]).await.unwrap_err();
+                assert_eq!(e.kind(), io::ErrorKind::ConnectionReset);
+            },
+        )
         .await;
         assert_eq!(bench.ended.reason, CloseReason::HalfCloseTimeout);
     }

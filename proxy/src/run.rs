@@ -186,7 +186,11 @@ fn max_connections(configured: Option<usize>) -> Result<usize, Failure> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let possible = usize::try_from(hard.saturating_sub(RESERVED_DESCRIPTORS) / 2)?.max(1);
     if let Some(wanted) = configured.filter(|wanted| *wanted > possible) {
-        tracing::warn!(wanted, possible, "PILLION_MAX_CONNECTIONS is more than the descriptor limit allows");
+        tracing::warn!(
+            wanted,
+            possible,
+            "PILLION_MAX_CONNECTIONS is more than the descriptor limit allows"
+        );
     }
     Ok(configured.map_or(possible, |wanted| wanted.min(possible)))
 }

@@ -151,4 +151,3 @@ impl LegIo for ClientStream {
         self.get_mut().0
     }
 }
-

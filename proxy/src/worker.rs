@@ -76,7 +76,8 @@ async fn work(
     for (direction, listener) in inbound.chain(outbound) {
         match Acceptor::new(listener) {
             Ok(acceptor) => {
-                let accepting = accept(Arc::clone(&shared), Rc::clone(&registry), direction, acceptor);
+                let accepting =
+                    accept(Arc::clone(&shared), Rc::clone(&registry), direction, acceptor);
                 tokio::task::spawn_local(accepting);
             }
             Err(e) => tracing::error!(%direction, error = %e, "a listener can't be watched"),

@@ -135,7 +135,7 @@ fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_dependency_is_documented_with_the_crates_that_name_it() {
-    // BTreeMap: name -> folders that need it to run, folders that need it to test.
+    // For each name: the folders whose code needs it, and those whose tests do.
     let mut ours: BTreeMap<String, [Vec<String>; 2]> = BTreeMap::new();
     let workspace = workspace();
     for package in workspace["packages"].as_array().unwrap() {

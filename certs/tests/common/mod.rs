@@ -231,3 +231,27 @@ impl ClientCertVerifier for Credulous {
         provider().signature_verification_algorithms.supported_schemes()
     }
 }
+
+/// An authority that has taken another's name, with a key of its own.
+pub(crate) fn namesake(of: &CertificateAuthority, domain: &str) -> CertificateAuthority {
+    let der = CertificateDer::from_pem_slice(of.cert_pem.as_bytes()).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let organization = parsed.subject().iter_organization().next().unwrap().as_str().unwrap();
+    let common_name = parsed.subject().iter_common_name().next().unwrap().as_str().unwrap();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
+    params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
+    let id = format!("spiffe://{domain}").try_into().unwrap();
+    params.subject_alt_names = vec![rcgen::SanType::URI(id)];
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    assert_eq!(
+        x509_parser::parse_x509_certificate(certificate.der()).unwrap().1.subject().as_raw(),
+        parsed.subject().as_raw(),
+        "the names are equal to the byte"
+    );
+    CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
+}

@@ -75,20 +75,28 @@ pub enum Role {
 }
 
 /// Answers one request.
-pub async fn answer<B>(role: Role, source: &Arc<dyn Source>, request: &Request<B>) -> Response<Full<Bytes>> {
+pub async fn answer<B>(
+    role: Role,
+    source: &Arc<dyn Source>,
+    request: &Request<B>,
+) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     match (role, path) {
         (Role::Health, "/healthz/ready") if get => health(&source.pending()),
         (Role::Health, "/healthz/startup") if get && source.started() => health(&[]),
         (Role::Health, "/healthz/startup") if get => health(&source.pending()),
-        (Role::Metrics, "/metrics") if get => text(StatusCode::OK, "text/plain; version=0.0.4", source.metrics()),
+        (Role::Metrics, "/metrics") if get => {
+            text(StatusCode::OK, "text/plain; version=0.0.4", source.metrics())
+        }
         (Role::Admin, "/config") if get => json(&source.config()),
         (Role::Admin, "/connections") if get => json(&source.connections().await),
         (Role::Admin, "/certs") if get => json(&source.certificates()),
         (Role::Admin, "/policy") if get => json(&source.policy()),
         (Role::Admin, "/logging") if get => json(&json!({ "filter": source.log_filter() })),
-        (Role::Admin, "/logging") if *request.method() == Method::PUT => set_filter(source, request.uri().query()),
+        (Role::Admin, "/logging") if *request.method() == Method::PUT => {
+            set_filter(source, request.uri().query())
+        }
         _ => plain(StatusCode::NOT_FOUND, "no such endpoint\n"),
     }
 }
@@ -179,14 +187,17 @@ mod tests {
     #[tokio::test]
     async fn ready_names_what_is_pending() {
         assert_eq!(ask(Role::Health, &[], "GET", "/healthz/ready").await, (200, "ok\n".into()));
-        let (status, body) = ask(Role::Health, &["policy", "certificates"], "GET", "/healthz/ready").await;
+        let (status, body) =
+            ask(Role::Health, &["policy", "certificates"], "GET", "/healthz/ready").await;
         assert_eq!((status, body.as_str()), (503, "pending: policy\npending: certificates\n"));
     }
 
     #[tokio::test]
     async fn every_listed_endpoint_answers_on_its_own_server_and_no_other() {
         for (server, method, path) in ENDPOINTS {
-            for (role, name) in [(Role::Health, "health"), (Role::Metrics, "metrics"), (Role::Admin, "admin")] {
+            for (role, name) in
+                [(Role::Health, "health"), (Role::Metrics, "metrics"), (Role::Admin, "admin")]
+            {
                 let (status, _) = ask(role, &[], method, path).await;
                 assert_eq!(status != 404, name == *server, "{method} {path} on {name}: {status}");
             }

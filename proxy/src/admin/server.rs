@@ -46,4 +46,3 @@ pub async fn serve(role: Role, source: Arc<dyn Source>, listener: std::net::TcpL
         });
     }
 }
-

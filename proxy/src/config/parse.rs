@@ -50,7 +50,10 @@ impl Reader {
 
     pub(super) fn refuse_both(&mut self, one: &str, other: &str) {
         if self.vars.contains_key(one) && self.vars.contains_key(other) {
-            self.error(other, format!("{one} is set too, and it takes this one's place: unset one"));
+            self.error(
+                other,
+                format!("{one} is set too, and it takes this one's place: unset one"),
+            );
         }
     }
 
@@ -104,7 +107,11 @@ impl Reader {
         }
     }
 
-    pub(super) fn number(&mut self, name: &'static str, range: RangeInclusive<usize>) -> Option<usize> {
+    pub(super) fn number(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<usize>,
+    ) -> Option<usize> {
         self.optional_number(name, range)
     }
 
@@ -119,7 +126,11 @@ impl Reader {
             _ => {
                 self.error(
                     name,
-                    format!("`{value}` is no whole number from {} to {}", range.start(), range.end()),
+                    format!(
+                        "`{value}` is no whole number from {} to {}",
+                        range.start(),
+                        range.end()
+                    ),
                 );
                 None
             }
@@ -134,7 +145,10 @@ impl Reader {
         for item in value.split(',').map(str::trim).filter(|i| !i.is_empty()) {
             match item.parse::<SocketAddr>() {
                 Ok(a) if a.port() == 0 => {
-                    self.error(name, format!("`{item}` has no port that redirect rules could name"));
+                    self.error(
+                        name,
+                        format!("`{item}` has no port that redirect rules could name"),
+                    );
                 }
                 Ok(a) if loopback && !a.ip().is_loopback() => {
                     self.error(name, format!("`{item}` is not a loopback address, and this endpoint must be reachable from the pod alone: use 127.0.0.1 or [::1]"));
@@ -219,7 +233,17 @@ mod tests {
         assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
         assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
         assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
-        for bad in ["", "5", "s", "-1s", "5 s", "5d", "1.5s", "99999999999999999999s", "18446744073709551615h"] {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "5 s",
+            "5d",
+            "1.5s",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
             assert_eq!(parse_duration(bad), None, "{bad}");
         }
     }

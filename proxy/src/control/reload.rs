@@ -59,7 +59,9 @@ impl Reload {
         let notify = Arc::clone(&self.changed);
         match DirWatch::new(&paths, move || notify.notify_one()) {
             Ok(watch) => self.watch = Some(watch),
-            Err(e) => tracing::warn!(error = %e, "files are compared every 10 s until they can be watched"),
+            Err(e) => {
+                tracing::warn!(error = %e, "files are compared every 10 s until they can be watched")
+            }
         }
     }
 
@@ -112,15 +114,18 @@ impl Reload {
         }
         self.policy_seen = Some(PolicySeen { hash, domain: domain.clone(), said: Instant::now() });
         let name = path.display().to_string();
-        let loaded = read_policy(path)
-            .and_then(|text| policy::load(&name, &text, domain.as_ref()).map_err(|e| e.to_string()));
+        let loaded = read_policy(path).and_then(|text| {
+            policy::load(&name, &text, domain.as_ref()).map_err(|e| e.to_string())
+        });
         match loaded {
             Err(e) => {
                 shared.metrics.policy_ok.set(0);
                 tracing::error!(last_good_stays = published, "the policy can't be used: {e}");
             }
             Ok(_) if domain.is_none() => {
-                tracing::warn!("the policy is good, and waits for our own trust domain: no certificate is loaded yet");
+                tracing::warn!(
+                    "the policy is good, and waits for our own trust domain: no certificate is loaded yet"
+                );
             }
             Ok(compiled) => {
                 for warning in &compiled.warnings {
@@ -148,7 +153,11 @@ impl Reload {
 fn read_policy(path: &std::path::Path) -> Result<String, String> {
     let size = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.len();
     if size > policy::MAX_FILE_BYTES as u64 {
-        return Err(format!("{}: {size} bytes; the most is {}", path.display(), policy::MAX_FILE_BYTES));
+        return Err(format!(
+            "{}: {size} bytes; the most is {}",
+            path.display(),
+            policy::MAX_FILE_BYTES
+        ));
     }
     let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
     String::from_utf8(bytes).map_err(|e| format!("{}: not UTF-8: {e}", path.display()))

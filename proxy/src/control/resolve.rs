@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 use crate::live::{HostAddresses, LocalNet, ResolveRequest, Shared};
 use crate::net;
 
-
 /// A name is not asked for more often than this because its TTL says so.
 const TTL_FLOOR: Duration = Duration::from_secs(5);
 /// A name that could not be resolved, or whose TTL is very long, is asked for again.
@@ -104,7 +103,9 @@ impl Resolver {
             let now = Instant::now();
             let old = self.known.remove(&host).map(|k| k.addresses);
             let known = match found {
-                Some((addresses, ttl)) => Known { addresses, due: now + ttl, missed: now + MISS_FLOOR },
+                Some((addresses, ttl)) => {
+                    Known { addresses, due: now + ttl, missed: now + MISS_FLOOR }
+                }
                 // A nameserver that does not answer takes no address away: that would
                 // weaken what the policy says of it. Nor is it asked at every miss.
                 None => Known {
@@ -143,7 +144,8 @@ async fn look_up(
 ) -> (Arc<str>, Option<(HashSet<IpAddr>, Duration)>) {
     let Some(resolver) = resolver else { return (host, None) };
     // With its final dot a name is taken as it is: search domains are for people.
-    let answer = tokio::time::timeout(LOOK_UP_TIMEOUT, resolver.lookup_ip(format!("{host}."))).await;
+    let answer =
+        tokio::time::timeout(LOOK_UP_TIMEOUT, resolver.lookup_ip(format!("{host}."))).await;
     let why = match answer {
         Ok(Ok(answer)) => {
             let ttl = answer.valid_until().saturating_duration_since(Instant::now());

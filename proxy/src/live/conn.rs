@@ -214,7 +214,9 @@ impl Conn {
                 .filter(|d| !d.allow)
                 .map(|d| d.rule),
             (Direction::Inbound, Stage::Allowed) => {
-                if let Some(rule) = mode_or_domain_denies(policy, destination.port(), facts.tls, peer) {
+                if let Some(rule) =
+                    mode_or_domain_denies(policy, destination.port(), facts.tls, peer)
+                {
                     return Some(rule);
                 }
                 let port = destination.port();
@@ -239,7 +241,11 @@ impl Conn {
     }
 
     /// Calls `f` with the access-log record of an end with `reason`.
-    pub(super) fn with_record<R>(&self, reason: CloseReason, f: impl FnOnce(&Record<'_>) -> R) -> R {
+    pub(super) fn with_record<R>(
+        &self,
+        reason: CloseReason,
+        f: impl FnOnce(&Record<'_>) -> R,
+    ) -> R {
         let facts = self.facts.borrow();
         f(&Record {
             direction: self.direction,

@@ -164,7 +164,9 @@ mod tests {
             addresses: HashSet::from([ip("10.0.0.5"), ip("fd00::5")]),
             nameservers: HashSet::from([ip("10.96.0.10")]),
         };
-        for exempt in ["127.0.0.9:1", "[::1]:1", "0.0.0.0:1", "10.0.0.5:80", "[fd00::5]:80", "10.96.0.10:53"] {
+        for exempt in
+            ["127.0.0.9:1", "[::1]:1", "0.0.0.0:1", "10.0.0.5:80", "[fd00::5]:80", "10.96.0.10:53"]
+        {
             assert!(local.is_exempt(exempt.parse().unwrap()), "{exempt}");
         }
         for judged in ["10.0.0.6:80", "10.96.0.10:80", "10.96.0.11:53", "[fd00::6]:53"] {

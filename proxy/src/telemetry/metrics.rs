@@ -33,30 +33,91 @@ const fn info(
     MetricInfo { name, labels, help }
 }
 
-const OPENED: MetricInfo = info("pillion_tcp_connections_opened_total", &["direction"], "Connections accepted.");
-const CLOSED: MetricInfo = info("pillion_tcp_connections_closed_total", &["direction", "reason"], "Connections ended, by reason.");
-const OPEN: MetricInfo = info("pillion_tcp_connections_open", &["direction"], "Connections open now.");
-const BYTES: MetricInfo = info("pillion_tcp_bytes_total", &["direction", "flow"], "Application bytes; flow is to_app or from_app.");
-const HANDSHAKES: MetricInfo = info("pillion_tls_handshakes_total", &["direction", "result"], "TLS handshakes; result is ok, a certificate's refusal, failed, timeout or shed.");
-const HANDSHAKE_SECONDS: MetricInfo = info("pillion_tls_handshake_duration_seconds", &["direction"], "Duration of TLS handshakes that succeeded.");
-const DECISIONS: MetricInfo = info("pillion_authz_decisions_total", &["direction", "decision", "mode", "rule"], "Policy verdicts; mode audit: what the audit rules would have decided, where that differs.");
-const TERMINATED: MetricInfo = info("pillion_authz_terminated_total", &["rule"], "Open connections ended because a changed policy denies them.");
-const CONNECT_FAILURES: MetricInfo = info("pillion_connect_failures_total", &["direction", "reason"], "Connections that could not be opened to an app or a server.");
-const SELF_CALLS: MetricInfo = info("pillion_self_call_total", &[], "Connections through the proxy to one of its own ports.");
-const ACCEPT_ERRORS: MetricInfo = info("pillion_accept_errors_total", &["errno"], "Errors of accept(2).");
-const CERT_EXPIRY: MetricInfo = info("pillion_certificate_expiration_timestamp_seconds", &["kind"], "When our certificate (svid) and the longest-lived CA of our bundle (ca) expire, in Unix time.");
-const CERT_RELOADS: MetricInfo = info("pillion_certificate_reloads_total", &["result"], "Loads of the certificate files; result is ok or why the last good ones stay.");
-const POLICY_OK: MetricInfo = info("pillion_policy_last_reload_successful", &[], "1 when the policy file as it is now is in force, else 0.");
-const POLICY_INFO: MetricInfo = info("pillion_policy_info", &["hash"], "1 for the policy in force.");
+const OPENED: MetricInfo =
+    info("pillion_tcp_connections_opened_total", &["direction"], "Connections accepted.");
+const CLOSED: MetricInfo = info(
+    "pillion_tcp_connections_closed_total",
+    &["direction", "reason"],
+    "Connections ended, by reason.",
+);
+const OPEN: MetricInfo =
+    info("pillion_tcp_connections_open", &["direction"], "Connections open now.");
+const BYTES: MetricInfo = info(
+    "pillion_tcp_bytes_total",
+    &["direction", "flow"],
+    "Application bytes; flow is to_app or from_app.",
+);
+const HANDSHAKES: MetricInfo = info(
+    "pillion_tls_handshakes_total",
+    &["direction", "result"],
+    "TLS handshakes; result is ok, a certificate's refusal, failed, timeout or shed.",
+);
+const HANDSHAKE_SECONDS: MetricInfo = info(
+    "pillion_tls_handshake_duration_seconds",
+    &["direction"],
+    "Duration of TLS handshakes that succeeded.",
+);
+const DECISIONS: MetricInfo = info(
+    "pillion_authz_decisions_total",
+    &["direction", "decision", "mode", "rule"],
+    "Policy verdicts; mode audit: what the audit rules would have decided, where that differs.",
+);
+const TERMINATED: MetricInfo = info(
+    "pillion_authz_terminated_total",
+    &["rule"],
+    "Open connections ended because a changed policy denies them.",
+);
+const CONNECT_FAILURES: MetricInfo = info(
+    "pillion_connect_failures_total",
+    &["direction", "reason"],
+    "Connections that could not be opened to an app or a server.",
+);
+const SELF_CALLS: MetricInfo =
+    info("pillion_self_call_total", &[], "Connections through the proxy to one of its own ports.");
+const ACCEPT_ERRORS: MetricInfo =
+    info("pillion_accept_errors_total", &["errno"], "Errors of accept(2).");
+const CERT_EXPIRY: MetricInfo = info(
+    "pillion_certificate_expiration_timestamp_seconds",
+    &["kind"],
+    "When our certificate (svid) and the longest-lived CA of our bundle (ca) expire, in Unix time.",
+);
+const CERT_RELOADS: MetricInfo = info(
+    "pillion_certificate_reloads_total",
+    &["result"],
+    "Loads of the certificate files; result is ok or why the last good ones stay.",
+);
+const POLICY_OK: MetricInfo = info(
+    "pillion_policy_last_reload_successful",
+    &[],
+    "1 when the policy file as it is now is in force, else 0.",
+);
+const POLICY_INFO: MetricInfo =
+    info("pillion_policy_info", &["hash"], "1 for the policy in force.");
 const PANICS: MetricInfo = info("pillion_panics_total", &[], "Connections ended by a panic.");
-const LOG_DROPPED: MetricInfo = info("pillion_log_lines_dropped_total", &[], "Log lines that found the queue full.");
+const LOG_DROPPED: MetricInfo =
+    info("pillion_log_lines_dropped_total", &[], "Log lines that found the queue full.");
 const BUILD: MetricInfo = info("pillion_build_info", &["version"], "1 for the running version.");
 
 /// Every metric of our own (`process_*` come from the client library).
 pub const METRICS: &[MetricInfo] = &[
-    OPENED, CLOSED, OPEN, BYTES, HANDSHAKES, HANDSHAKE_SECONDS, DECISIONS, TERMINATED,
-    CONNECT_FAILURES, SELF_CALLS, ACCEPT_ERRORS, CERT_EXPIRY, CERT_RELOADS, POLICY_OK,
-    POLICY_INFO, PANICS, LOG_DROPPED, BUILD,
+    OPENED,
+    CLOSED,
+    OPEN,
+    BYTES,
+    HANDSHAKES,
+    HANDSHAKE_SECONDS,
+    DECISIONS,
+    TERMINATED,
+    CONNECT_FAILURES,
+    SELF_CALLS,
+    ACCEPT_ERRORS,
+    CERT_EXPIRY,
+    CERT_RELOADS,
+    POLICY_OK,
+    POLICY_INFO,
+    PANICS,
+    LOG_DROPPED,
+    BUILD,
 ];
 
 /// All metrics of the process. Cheap to share; every method is lock-free but the
@@ -126,9 +187,7 @@ impl Metrics {
             registry: registry.clone(),
         };
         gauges(r, &BUILD)?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
     }
 
