@@ -1,1 +1,33 @@
-//! Redirect rules.
+//! The redirect rules that bring a pod's TCP connections to the Pillion proxy.
+//!
+//! One run goes through these rooms, top to bottom:
+//!
+//! * [`config`]: flags and environment, every mistake reported at once;
+//! * [`rules`]: the configuration as a typed rule model, one [`rules::RuleSet`] a family; pure;
+//! * [`render`]: the model as `iptables-restore` text; pure;
+//! * [`host`]: what this process may do, and in whose namespace it is;
+//! * [`backend`]: the programs that speak to the kernel, nft or legacy;
+//! * [`snapshot`]: what is in the nat table, as those programs print it;
+//! * [`apply`]: one transaction a family, both or neither;
+//! * [`verify`] and [`probe`]: reads the rules back, then dials to prove that they redirect;
+//! * [`cleanup`]: removes all of it.
+//!
+//! [`run()`](run::run) strings them together.
+
+pub mod address;
+pub mod apply;
+pub mod backend;
+pub mod cleanup;
+pub mod config;
+pub mod error;
+pub mod flags;
+pub mod host;
+pub mod log;
+pub mod ports;
+pub mod probe;
+pub mod render;
+pub mod rules;
+pub mod run;
+pub mod snapshot;
+mod values;
+pub mod verify;

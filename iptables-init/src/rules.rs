@@ -1,0 +1,314 @@
+//! The rule model: what is captured and what is left alone, with the reason for each rule.
+//!
+//! Pure: a [`Config`] in, a [`RuleSet`] out. [`crate::render`] writes it down.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::config::{Config, Scope};
+use crate::ports::{PortRange, PortSet};
+
+/// The address from which the inbound proxy dials an IPv4 app.
+pub const INBOUND_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
+/// The same for IPv6; [`crate::address`] adds it to `lo`.
+pub const INBOUND_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+/// Metrics and health: never captured, because scrapers and kubelets speak plaintext.
+pub const PLAINTEXT_PORTS: [u16; 2] = [15020, 15021];
+
+/// An address family; each has tables, programs and a transaction of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, in the order in which they are applied.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// True when `net` belongs to it.
+    #[must_use]
+    pub fn has(self, net: &IpNet) -> bool {
+        matches!((self, net), (Family::V4, IpNet::V4(_)) | (Family::V6, IpNet::V6(_)))
+    }
+
+    /// The name as people write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
+}
+
+/// The chains of the nat table that a rule of ours stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Chain {
+    /// The kernel's hook for what comes from the network. It is never consulted for traffic on
+    /// `lo`.
+    Prerouting,
+    /// The kernel's hook for what this pod dials.
+    Output,
+    /// Decides about connections from the network, and about hairpins.
+    Inbound,
+    /// Sends to the inbound listener.
+    InRedirect,
+    /// Decides about connections that this pod dials.
+    Outbound,
+    /// Sends to the outbound listener.
+    Redirect,
+}
+
+/// What every chain of ours begins with; what has this name and is not in the model is stale.
+pub const CHAIN_PREFIX: &str = "PILLION_";
+
+impl Chain {
+    /// The chains that are ours to make, in the order in which `*-save` prints them.
+    pub const OURS: [Chain; 4] =
+        [Chain::Inbound, Chain::InRedirect, Chain::Outbound, Chain::Redirect];
+
+    /// The name in the kernel.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Chain::Prerouting => "PREROUTING",
+            Chain::Output => "OUTPUT",
+            Chain::Inbound => "PILLION_INBOUND",
+            Chain::InRedirect => "PILLION_IN_REDIRECT",
+            Chain::Outbound => "PILLION_OUTPUT",
+            Chain::Redirect => "PILLION_REDIRECT",
+        }
+    }
+}
+
+/// Whose socket a connection is dialled from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// By effective user id.
+    User(u32),
+    /// By effective group id.
+    Group(u32),
+}
+
+/// A match that needs a kernel module of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// `-m multiport --dports`: at most 15 slots, see [`PortSet::multiports`].
+    DestinationPorts(PortSet),
+    /// `-m owner`.
+    Owner(Owner),
+}
+
+/// What happens to a connection that matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Leaves the chain; from a chain that a hook called, that means: not captured.
+    Return,
+    /// Goes on in a chain of ours.
+    Jump(Chain),
+    /// Goes to this port of the pod itself.
+    RedirectTo(u16),
+}
+
+/// One rule: all of its matches hold, then its target. The fields stand in the order in which
+/// `*-save` prints them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Where it stands.
+    pub chain: Chain,
+    /// `-s`.
+    pub source: Option<IpNet>,
+    /// `-d`; with `true`, everything but this range.
+    pub destination: Option<(bool, IpNet)>,
+    /// `-i`; may end in `+`, a wildcard.
+    pub in_interface: Option<String>,
+    /// `-o`; may end in `+`, a wildcard.
+    pub out_interface: Option<String>,
+    /// `-p tcp`. Only TCP is captured: DNS, UDP and QUIC are left alone.
+    pub tcp: bool,
+    /// A match of a kernel module.
+    pub extension: Option<Extension>,
+    /// What happens.
+    pub target: Target,
+}
+
+impl Rule {
+    fn new(chain: Chain, target: Target) -> Self {
+        Self {
+            chain,
+            source: None,
+            destination: None,
+            in_interface: None,
+            out_interface: None,
+            tcp: false,
+            extension: None,
+            target,
+        }
+    }
+
+    fn from(self, source: IpNet) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
+    fn to(self, destination: IpNet) -> Self {
+        Self { destination: Some((false, destination)), ..self }
+    }
+
+    fn not_to(self, destination: IpNet) -> Self {
+        Self { destination: Some((true, destination)), ..self }
+    }
+
+    fn arriving_on(self, interface: &str) -> Self {
+        Self { in_interface: Some(interface.to_owned()), ..self }
+    }
+
+    fn leaving_on(self, interface: &str) -> Self {
+        Self { out_interface: Some(interface.to_owned()), ..self }
+    }
+
+    fn tcp(self) -> Self {
+        Self { tcp: true, ..self }
+    }
+
+    fn owned_by(self, owner: Owner) -> Self {
+        Self { extension: Some(Extension::Owner(owner)), ..self }
+    }
+
+    fn ports(self, ports: PortSet) -> Self {
+        Self { tcp: true, extension: Some(Extension::DestinationPorts(ports)), ..self }
+    }
+}
+
+/// All rules of one family, in the canonical order: the jumps from the kernel's hooks, then our
+/// chains by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleSet(Vec<Rule>);
+
+impl RuleSet {
+    /// The rules that a configuration asks for.
+    #[must_use]
+    pub fn new(config: &Config, family: Family) -> Self {
+        let mut rules = vec![
+            Rule::new(Chain::Prerouting, Target::Jump(Chain::Inbound)).tcp(),
+            Rule::new(Chain::Output, Target::Jump(Chain::Outbound)).tcp(),
+        ];
+        rules.extend(inbound(config, family));
+        rules.push(
+            Rule::new(Chain::InRedirect, Target::RedirectTo(config.inbound_port.get())).tcp(),
+        );
+        rules.extend(never_outbound(config, family));
+        rules.extend(outbound(config, family));
+        rules
+            .push(Rule::new(Chain::Redirect, Target::RedirectTo(config.outbound_port.get())).tcp());
+        Self(rules)
+    }
+
+    /// The rules in order.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.0
+    }
+}
+
+/// The exclusions come first, and hold for hairpins as well: these enter by the same chain.
+fn inbound(config: &Config, family: Family) -> Vec<Rule> {
+    let left_alone = || Rule::new(Chain::Inbound, Target::Return);
+    let captured = || Rule::new(Chain::Inbound, Target::Jump(Chain::InRedirect));
+    let plaintext: PortSet =
+        PLAINTEXT_PORTS.into_iter().filter_map(|port| PortRange::new(port, port)).collect();
+
+    let mut rules = Vec::new();
+    rules.extend(config.exclude_interfaces.iter().map(|name| left_alone().arriving_on(name)));
+    rules.extend(of(family, &config.inbound_exclude_cidrs).map(|net| left_alone().from(net)));
+    let excluded = plaintext.with(&config.inbound_exclude_ports);
+    rules.extend(excluded.multiports().into_iter().map(|ports| left_alone().ports(ports)));
+    match &config.inbound_ports {
+        Scope::All => rules.push(captured().tcp()),
+        Scope::Only(ports) => {
+            rules.extend(ports.multiports().into_iter().map(|ports| captured().ports(ports)));
+        }
+    }
+    rules
+}
+
+/// What may never reach the outbound listener: the proxy's own connections, and the app's to
+/// itself.
+fn never_outbound(config: &Config, family: Family) -> Vec<Rule> {
+    let left_alone = || Rule::new(Chain::Outbound, Target::Return);
+    let proxy = [Owner::User(config.proxy_uid), Owner::Group(config.proxy_gid)];
+    let (sources, loopback) = own_addresses(family);
+
+    let mut rules = Vec::new();
+    // The inbound proxy dials the app from this source. Captured again, it would loop.
+    rules.extend(sources.into_iter().map(|source| left_alone().from(source).leaving_on("lo")));
+    // A hairpin: the app calls its own Service or pod address, and the proxy's outbound leg
+    // comes back in over `lo`, which PREROUTING never sees. Through the inbound chain, not
+    // straight to the listener, so that the exclusions hold and the inbound policy judges it.
+    rules.extend(proxy.map(|owner| {
+        Rule::new(Chain::Outbound, Target::Jump(Chain::Inbound))
+            .not_to(loopback)
+            .leaving_on("lo")
+            .tcp()
+            .owned_by(owner)
+    }));
+    // What the proxy dials goes out as it is.
+    rules.extend(proxy.map(|owner| left_alone().owned_by(owner)));
+    // The app talking to itself.
+    rules.push(left_alone().leaving_on("lo"));
+    rules.push(left_alone().to(loopback));
+    rules
+}
+
+/// What the app dials: the exclusions, then all or what the user limits it to.
+fn outbound(config: &Config, family: Family) -> Vec<Rule> {
+    let left_alone = || Rule::new(Chain::Outbound, Target::Return);
+    let captured = || Rule::new(Chain::Outbound, Target::Jump(Chain::Redirect)).tcp();
+
+    let mut rules = Vec::new();
+    rules.extend(config.exclude_interfaces.iter().map(|name| left_alone().leaving_on(name)));
+    rules.extend(of(family, &config.outbound_exclude_cidrs).map(|net| left_alone().to(net)));
+    let excluded = config.outbound_exclude_ports.multiports();
+    rules.extend(excluded.into_iter().map(|ports| left_alone().ports(ports)));
+
+    let destinations = match &config.outbound_cidrs {
+        Scope::All => vec![captured()],
+        Scope::Only(nets) => of(family, nets).map(|net| captured().to(net)).collect(),
+    };
+    // Two limits are one: a connection is captured when both its address and its port are named.
+    for rule in destinations {
+        match &config.outbound_ports {
+            Scope::All => rules.push(rule),
+            Scope::Only(ports) => {
+                rules.extend(ports.multiports().into_iter().map(|piece| rule.clone().ports(piece)));
+            }
+        }
+    }
+    rules
+}
+
+fn of(family: Family, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
+    nets.iter().filter(move |net| family.has(net)).copied()
+}
+
+const LOOPBACK_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+
+/// The sources from which the proxy dials the app, and the family's loopback range.
+///
+/// IPv4: all of 127.0.0.0/8, because TCP DNS to Docker's 127.0.0.11 is the app's own business.
+fn own_addresses(family: Family) -> (Vec<IpNet>, IpNet) {
+    match family {
+        Family::V4 => (vec![host(INBOUND_SOURCE_V4.into())], LOOPBACK_V4.into()),
+        Family::V6 => {
+            let loopback = host(Ipv6Addr::LOCALHOST.into());
+            (vec![host(INBOUND_SOURCE_V6.into()), loopback], loopback)
+        }
+    }
+}
+
+fn host(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}

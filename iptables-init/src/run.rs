@@ -1,0 +1,104 @@
+//! One run, top to bottom.
+
+use std::io::Write;
+
+use crate::apply;
+use crate::backend::{Backend, Kind};
+use crate::cleanup::cleanup;
+use crate::config::{Action, BackendChoice, Config, Ipv6Mode};
+use crate::error::Error;
+use crate::host::{self, Capabilities, Capability, Ipv6State};
+use crate::log::Log;
+use crate::render::transaction;
+use crate::rules::{Family, RuleSet};
+use crate::verify;
+
+/// Does what the configuration says. `path` is the variable `PATH`; the text of a dry run goes
+/// to `out`.
+///
+/// # Errors
+/// See [`Error`]; its exit code says which.
+pub fn run(
+    config: &Config,
+    path: &str,
+    out: &mut dyn Write,
+    log: &mut Log<'_>,
+) -> Result<(), Error> {
+    if config.action == Action::DryRun {
+        return out.write_all(dry_run(config).as_bytes()).map_err(Error::Output);
+    }
+    host::refuse_host_network(config.allow_host_network)?;
+    let capabilities = Capabilities::read()?;
+    capabilities.require_admin()?;
+    if config.action == Action::Cleanup {
+        return cleanup(path, capabilities, log);
+    }
+
+    let backend = choose(config.backend, path, capabilities, log)?;
+    let plans = apply::plan(config, &backend, &Ipv6State::read(), log)?;
+    apply::install(&backend, &plans, log)?;
+    apply::remove_stale(backend.kind(), path, capabilities, log)?;
+    verify::read_back(&backend, &plans)?;
+    if config.probe {
+        verify::prove(config, &plans, log)?;
+    }
+    Ok(())
+}
+
+/// The text of both families, as it would be in a pod where nothing of ours is yet. It depends on
+/// the configuration alone.
+#[must_use]
+pub fn dry_run(config: &Config) -> String {
+    let programs = ["iptables-restore --noflush", "ip6tables-restore --noflush"];
+    let mut text = String::new();
+    for (family, program) in Family::ALL.into_iter().zip(programs) {
+        if family == Family::V6 && config.ipv6 == Ipv6Mode::Off {
+            continue;
+        }
+        text.push_str(&format!("# {}: {program}\n", family.name()));
+        text.push_str(&transaction(&RuleSet::new(config, family), &[]));
+    }
+    text
+}
+
+/// auto: legacy where its nat table has rules already, ours or a network plugin's, so that one
+/// interface decides about all of them in one order; else nft; else what works.
+fn choose(
+    choice: BackendChoice,
+    path: &str,
+    capabilities: Capabilities,
+    log: &mut Log<'_>,
+) -> Result<Backend, Error> {
+    let nft = Backend::new(Kind::Nft, path);
+    let legacy = Backend::new(Kind::Legacy, path);
+    match choice {
+        BackendChoice::Nft => return Ok(nft),
+        BackendChoice::Legacy => {
+            capabilities.require_raw()?;
+            return Ok(legacy);
+        }
+        BackendChoice::Auto => {}
+    }
+    // Where no legacy table is, its program is not run: that would create one.
+    let in_use = capabilities.has(Capability::NetRaw)
+        && Family::ALL.into_iter().any(|family| {
+            matches!(host::has_legacy_nat(family), Ok(true))
+                && legacy.look(family).is_ok_and(|table| table.has_rules())
+        });
+    if in_use {
+        log.say("backend: legacy, whose nat table is in use here");
+        return Ok(legacy);
+    }
+    let Err(reason) = nft.save(Family::V4) else { return Ok(nft) };
+    capabilities.require_raw()?;
+    match legacy.save(Family::V4) {
+        Ok(_) => {
+            log.say(format_args!("backend: legacy, because of {reason}"));
+            Ok(legacy)
+        }
+        Err(other) => {
+            log.say(other);
+            Err(reason.into())
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What is in the nat table, as `*-save` prints it, and what of it is ours.
+
+use ipnet::IpNet;
+
+use crate::render::{chain_line, nat_table};
+use crate::rules::{CHAIN_PREFIX, Chain, RuleSet};
+
+/// A nat table: its chains and its rules, in the kernel's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    chains: Vec<String>,
+    rules: Vec<SavedRule>,
+}
+
+/// A rule as `*-save` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SavedRule {
+    chain: String,
+    /// All of what follows the chain.
+    body: String,
+    /// Its place in its chain, from 1, as `-I` counts.
+    number: usize,
+}
+
+impl SavedRule {
+    fn append(&self) -> String {
+        format!("-A {} {}", self.chain, self.body)
+    }
+
+    fn delete(&self) -> String {
+        format!("-D {} {}", self.chain, self.body)
+    }
+
+    fn insert(&self) -> String {
+        format!("-I {} {} {}", self.chain, self.number, self.body)
+    }
+
+    fn is_in_ours(&self) -> bool {
+        self.chain.starts_with(CHAIN_PREFIX)
+    }
+
+    /// A rule in a chain that is not ours, and that leads to one of ours.
+    fn is_jump(&self) -> bool {
+        let mut words =
+            self.body.split_whitespace().skip_while(|word| !matches!(*word, "-j" | "-g"));
+        !self.is_in_ours() && words.nth(1).is_some_and(|to| to.starts_with(CHAIN_PREFIX))
+    }
+}
+
+impl Snapshot {
+    /// Reads the nat table in the output of `*-save`. Comments, counters, policies and other
+    /// tables are left out; without a nat table there is nothing to read.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let mut snapshot = Self::default();
+        let nat = text.lines().skip_while(|line| *line != "*nat");
+        for line in nat.take_while(|line| *line != "COMMIT") {
+            if let Some(chain) = line.strip_prefix(':') {
+                snapshot.chains.extend(chain.split_whitespace().next().map(str::to_owned));
+            } else if let Some((chain, body)) =
+                line.strip_prefix("-A ").and_then(|rule| rule.split_once(' '))
+            {
+                let number = snapshot.rules.iter().filter(|rule| rule.chain == chain).count() + 1;
+                let (chain, body) = (chain.to_owned(), body.trim_end().to_owned());
+                snapshot.rules.push(SavedRule { chain, body, number });
+            }
+        }
+        snapshot
+    }
+
+    /// True when something in it is ours.
+    #[must_use]
+    pub fn has_ours(&self) -> bool {
+        self.our_chains().next().is_some()
+    }
+
+    /// True when there is any rule, ours or not.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
+    fn our_chains(&self) -> impl Iterator<Item = &String> {
+        self.chains.iter().filter(|chain| chain.starts_with(CHAIN_PREFIX))
+    }
+
+    fn jumps(&self) -> impl Iterator<Item = &SavedRule> {
+        self.rules.iter().filter(|rule| rule.is_jump())
+    }
+
+    /// The lines that take away each jump that is there. Without them, a second run would double
+    /// the jumps.
+    #[must_use]
+    pub fn jump_deletions(&self) -> Vec<String> {
+        self.jumps().map(SavedRule::delete).collect()
+    }
+
+    /// The transaction that removes all that is ours; `None` when nothing is.
+    #[must_use]
+    pub fn removal(&self) -> Option<String> {
+        self.has_ours().then(|| {
+            let chains: Vec<&String> = self.our_chains().collect();
+            let empty = chains.iter().map(|chain| chain_line(chain));
+            let drop = chains.iter().map(|chain| format!("-X {chain}"));
+            nat_table(empty.chain(self.jump_deletions()).chain(drop))
+        })
+    }
+
+    /// The transaction that brings what was ours in `self` back, from the state `now`. Jumps
+    /// return to the places they had.
+    #[must_use]
+    pub fn return_from(&self, now: &Snapshot) -> String {
+        let mut chains: Vec<&String> = self.our_chains().chain(now.our_chains()).collect();
+        chains.sort_unstable();
+        chains.dedup();
+        let empty = chains.iter().map(|chain| chain_line(chain));
+        let rules = self.rules.iter().filter(|rule| rule.is_in_ours()).map(SavedRule::append);
+        let jumps = self.jumps().map(SavedRule::insert);
+        let gone = chains.iter().filter(|chain| !self.chains.contains(chain));
+        let drop = gone.map(|chain| format!("-X {chain}"));
+        nat_table(empty.chain(now.jump_deletions()).chain(rules).chain(jumps).chain(drop))
+    }
+
+    /// The first difference between what is ours in here and `rules`; `None` when there is none.
+    #[must_use]
+    pub fn difference(&self, rules: &RuleSet) -> Option<String> {
+        let mut chains: Vec<&str> = self.our_chains().map(String::as_str).collect();
+        chains.sort_unstable();
+        let wanted = Chain::OURS.map(Chain::name);
+        if chains != wanted {
+            return Some(format!("the chains are [{}]", chains.join(" ")));
+        }
+        let wanted: Vec<(&str, String)> = rules
+            .rules()
+            .iter()
+            .map(|rule| (rule.chain.name(), canonical(&rule.to_string())))
+            .collect();
+        let found: Vec<(&str, String)> = self
+            .rules
+            .iter()
+            .filter(|rule| rule.is_in_ours() || rule.is_jump())
+            .map(|rule| (rule.chain.as_str(), canonical(&rule.append())))
+            .collect();
+        // Only the order within a chain means something.
+        let mut chains: Vec<&str> = wanted.iter().chain(&found).map(|(chain, _)| *chain).collect();
+        chains.sort_unstable();
+        chains.dedup();
+        let of = |rules: &[(&str, String)], chain: &str| -> Vec<String> {
+            rules.iter().filter(|(of, _)| *of == chain).map(|(_, rule)| rule.clone()).collect()
+        };
+        chains.into_iter().find_map(|chain| first_change(&of(&wanted, chain), &of(&found, chain)))
+    }
+}
+
+/// The first difference between the rules of one chain.
+fn first_change(wanted: &[String], found: &[String]) -> Option<String> {
+    if let Some((wanted, found)) = wanted.iter().zip(found).find(|(wanted, found)| wanted != found)
+    {
+        return Some(format!("`{found}` stands where `{wanted}` should"));
+    }
+    let missing = wanted.get(found.len()).map(|rule| format!("`{rule}` is missing"));
+    missing.or_else(|| found.get(wanted.len()).map(|rule| format!("`{rule}` is one too many")))
+}
+
+/// One spelling for each address: the C library writes a few IPv6 addresses otherwise than Rust
+/// does (`::1.2.3.4`).
+fn canonical(rule: &str) -> String {
+    let words = rule.split_whitespace();
+    let spelled = words
+        .map(|word| word.parse::<IpNet>().map_or_else(|_| word.to_owned(), |net| net.to_string()));
+    spelled.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::render::transaction;
+    use crate::rules::Family;
+
+    fn rules(arguments: &[&str], family: Family) -> RuleSet {
+        RuleSet::new(&Config::from_arguments(arguments, &[]).unwrap(), family)
+    }
+
+    fn installed(family: Family) -> String {
+        let text = transaction(&rules(&[], family), &[]);
+        format!("# Generated\n*filter\n:PILLION_X - [0:0]\nCOMMIT\n{text}# Completed\n")
+    }
+
+    #[test]
+    fn what_was_written_is_no_difference() {
+        for family in Family::ALL {
+            let now = Snapshot::parse(&installed(family));
+            assert_eq!(now.difference(&rules(&[], family)), None);
+            assert!(now.difference(&rules(&["--proxy-uid=7"], family)).is_some());
+        }
+    }
+
+    #[test]
+    fn each_change_is_a_difference() {
+        let wanted = rules(&[], Family::V4);
+        let text = installed(Family::V4);
+        let jump = "-A OUTPUT -p tcp -j PILLION_OUTPUT\n";
+        let last = "-A PILLION_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n";
+        for (changed, says) in [
+            (text.replace(jump, ""), "-j PILLION_OUTPUT` is missing"),
+            (text.replace(jump, &jump.repeat(2)), "-j PILLION_OUTPUT` is one too many"),
+            (text.replace(last, ""), "is missing"),
+            (text.replace(last, &last.repeat(2)), "is one too many"),
+            (text.replace(last, &format!("-A PILLION_REDIRECT -j RETURN\n{last}")), "RETURN"),
+            (text.replace(":PILLION_REDIRECT - [0:0]\n", ""), "the chains are"),
+            (String::new(), "the chains are []"),
+        ] {
+            let difference = Snapshot::parse(&changed).difference(&wanted).unwrap();
+            assert!(difference.contains(says), "{says}: {difference}");
+        }
+    }
+
+    #[test]
+    fn rules_of_others_and_the_order_of_chains_are_no_difference() {
+        let text = installed(Family::V4)
+            .replace("-A PREROUTING", "-A OUTPUT -p tcp -j DOCKER_OUTPUT\n-A PREROUTING");
+        assert_eq!(Snapshot::parse(&text).difference(&rules(&[], Family::V4)), None);
+    }
+
+    #[test]
+    fn an_address_in_the_spelling_of_the_c_library_is_the_same() {
+        let wanted = rules(&["--outbound-exclude-cidrs=::102:304"], Family::V6);
+        let text = transaction(&wanted, &[]).replace("::102:304/128", "::1.2.3.4/128");
+        assert!(text.contains("::1.2.3.4"));
+        assert_eq!(Snapshot::parse(&text).difference(&wanted), None);
+    }
+
+    #[test]
+    fn removal_takes_ours_and_stale_chains_and_nothing_else() {
+        let text = "*nat\n:OUTPUT ACCEPT [3:4]\n:DOCKER - [0:0]\n:PILLION_OLD - [0:0]\n\
+                    -A OUTPUT -d 10.0.0.0/8 -j DOCKER\n-A OUTPUT -p tcp -j PILLION_OLD\n\
+                    -A PILLION_OLD -j RETURN\nCOMMIT\n";
+        assert_eq!(
+            Snapshot::parse(text).removal().unwrap(),
+            "*nat\n:PILLION_OLD - [0:0]\n-D OUTPUT -p tcp -j PILLION_OLD\n-X PILLION_OLD\nCOMMIT\n"
+        );
+        assert_eq!(Snapshot::parse("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n").removal(), None);
+        assert_eq!(Snapshot::parse("").removal(), None);
+    }
+
+    #[test]
+    fn a_return_puts_jumps_where_they_were() {
+        let before = Snapshot::parse(
+            "*nat\n:OUTPUT ACCEPT [0:0]\n:PILLION_OUTPUT - [0:0]\n-A OUTPUT -j X\n\
+             -A OUTPUT -p tcp -j PILLION_OUTPUT\n-A OUTPUT -j Y\n\
+             -A PILLION_OUTPUT -o lo -j RETURN\nCOMMIT\n",
+        );
+        let now = Snapshot::parse(
+            "*nat\n:OUTPUT ACCEPT [0:0]\n:PILLION_NEW - [0:0]\n:PILLION_OUTPUT - [0:0]\n\
+             -A OUTPUT -j X\n-A OUTPUT -j Y\n-A OUTPUT -p tcp -j PILLION_OUTPUT\nCOMMIT\n",
+        );
+        assert_eq!(
+            before.return_from(&now),
+            "*nat\n:PILLION_NEW - [0:0]\n:PILLION_OUTPUT - [0:0]\n\
+             -D OUTPUT -p tcp -j PILLION_OUTPUT\n-A PILLION_OUTPUT -o lo -j RETURN\n\
+             -I OUTPUT 2 -p tcp -j PILLION_OUTPUT\n-X PILLION_NEW\nCOMMIT\n"
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! Reads the rules back, and has a connection prove them.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::apply::Plan;
+use crate::backend::{Backend, BackendError};
+use crate::config::Config;
+use crate::log::Log;
+use crate::probe::{self, Outcome};
+
+/// The rules are not what they should be, or do not redirect. They stay, so that nothing passes
+/// in plaintext.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// They could not be read.
+    #[error("the rules cannot be read back: {0}")]
+    Read(#[source] BackendError),
+    /// Something changed them.
+    #[error(
+        "{family} rules read back otherwise than they were written: {difference}; find what else \
+         changes the nat table of this pod"
+    )]
+    Different {
+        /// IPv4 or IPv6.
+        family: &'static str,
+        /// The first difference.
+        difference: String,
+    },
+    /// The proof could not listen.
+    #[error("the proof cannot listen on {address}: {source}; bring lo up, or say --no-verify")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The connection failed.
+    #[error(
+        "a connection to {target} was not redirected to {listener}: {source}; look for other \
+         rules that match it first (iptables-save, iptables-legacy-save, nft list ruleset)"
+    )]
+    Dial {
+        /// What was dialled.
+        target: SocketAddr,
+        /// Where it should have come.
+        listener: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The connection went elsewhere.
+    #[error(
+        "a connection to {target} was accepted, but not by {listener}; look for other rules that \
+         match it first (iptables-save, iptables-legacy-save, nft list ruleset)"
+    )]
+    Stolen {
+        /// What was dialled.
+        target: SocketAddr,
+        /// Where it should have come.
+        listener: SocketAddr,
+    },
+    /// The kernel forgot where the connection was going.
+    #[error(
+        "a connection to {target} has the original destination {found}; check that connection \
+         tracking is on (nf_conntrack)"
+    )]
+    Destination {
+        /// What was dialled.
+        target: SocketAddr,
+        /// What the kernel says.
+        found: String,
+    },
+}
+
+/// Compares what the kernel has with what was written.
+///
+/// # Errors
+/// It cannot be read, or differs.
+pub fn read_back(backend: &Backend, plans: &[Plan]) -> Result<(), VerifyError> {
+    for plan in plans {
+        let now = backend.save(plan.family).map_err(VerifyError::Read)?;
+        if let Some(difference) = now.difference(&plan.rules) {
+            return Err(VerifyError::Different { family: plan.family.name(), difference });
+        }
+    }
+    Ok(())
+}
+
+/// Dials through the rules of each family, and requires the connection to come to the outbound
+/// port with its original destination.
+///
+/// # Errors
+/// It does not, within [`probe::DEADLINE`].
+pub fn prove(config: &Config, plans: &[Plan], log: &mut Log<'_>) -> Result<(), VerifyError> {
+    for plan in plans {
+        let family = plan.family.name();
+        match probe::probe(config, plan.family)? {
+            Outcome::Proved { target, listener } => {
+                log.say(format_args!("{family}: proved, {target} comes to {listener}"));
+            }
+            Outcome::Skipped(why) => log.say(format_args!("{family}: not dialled, {why}")),
+        }
+    }
+    Ok(())
+}
