@@ -31,8 +31,9 @@ unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
 	cargo test --locked -p pillion-certs -p pillion-proxy -p pillion-init --tests
 
-e2e: build ## pods in network namespaces, real applications; needs root
+e2e: build ## pods in namespaces, real applications, with IPv6 and without; needs root
 	scripts/e2e
+	PILLION_TEST_IPV6=off PILLION_TEST_BULK_MIB=64 scripts/e2e
 
 bench-micro: ## criterion: what a verdict costs
 	cargo bench --locked -p pillion-benches

@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::detect::{self, Hello, MAX_HELLO};
 use crate::dial::dial;
-use crate::live::{Conn, Registry, Shared, Tls};
+use crate::live::{Conn, Registry, Shared, Tls, final_by_address};
 use crate::net::{self, Leg, LegIo, OriginalDst, Prefixed};
 use crate::policy::{AppAddress, InboundConn, Mode, Policy};
 use crate::probe;
@@ -35,7 +35,7 @@ pub async fn serve(
         }
         Ok((Downstream::Probe(mut client, request), mut app)) => {
             return conn
-                .unless_stopped(probe::forward(&mut client, &request, &mut app))
+                .unless_stopped(probe::forward(&mut client, &request, &mut app, conn))
                 .await
                 .unwrap_or_else(|reason| reason);
         }
@@ -91,8 +91,9 @@ async fn admit(
     if !matches!(downstream, Downstream::Tls(_)) {
         conn.set_tls(Tls::Plaintext);
     }
-    if !matches!(downstream, Downstream::Probe(..)) {
-        judge(shared, conn, dst)?;
+    match &downstream {
+        Downstream::Probe(_, request) => judge_probe(shared, conn, dst, request)?,
+        _ => judge(shared, conn, dst)?,
     }
     let app = connect_app(shared, conn, dst).await?;
     Ok((downstream, app))
@@ -105,11 +106,7 @@ fn refuse_by_address(
     policy: &Policy,
     dst: OriginalDst,
 ) -> Result<(), CloseReason> {
-    let port = dst.0.port();
-    let verdict = policy.inbound_by_address(conn.source.0.ip(), port);
-    // A probe needs no rule: where the policy lists one, only a deny rule is final yet.
-    let final_yet = |rule: &str| rule != "default" || policy.probe(port).next().is_none();
-    match verdict.filter(|d| !d.allow && final_yet(&d.rule)) {
+    match final_by_address(policy, conn.source, dst.0.port()) {
         None => Ok(()),
         Some(d) => {
             shared.metrics.decision(Direction::Inbound, false, "enforce", &d.rule);
@@ -117,6 +114,22 @@ fn refuse_by_address(
             Err(CloseReason::Denied)
         }
     }
+}
+
+/// A probe is served if the policy of this moment still lists it.
+fn judge_probe(
+    shared: &Shared,
+    conn: &Conn,
+    dst: OriginalDst,
+    request: &probe::Request,
+) -> Result<(), CloseReason> {
+    let policy = shared.published.policy.load_full().ok_or(CloseReason::NoPolicy)?;
+    refuse_by_address(shared, conn, &policy, dst)?;
+    if !policy.probe(dst.0.port()).any(|listed| *listed == *request.path) {
+        return Err(CloseReason::PlaintextRefused);
+    }
+    conn.probe(&request.path);
+    Ok(())
 }
 
 /// The verdict, by the policy of this moment: it may have changed since the

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::dial::dial;
 use crate::live::{Conn, Registry, Shared, Tls};
 use crate::net::{self, Leg, LegIo, OriginalDst};
-use crate::policy::{Destination, OutboundDecision, Shadow};
+use crate::policy::{Destination, OutboundAction, OutboundDecision, Shadow};
 use crate::relay::{Ended, Limits, relay};
 use crate::telemetry::{CloseReason, Direction};
 use crate::tls::{self, ClientStream};
@@ -92,12 +92,43 @@ async fn decide(
     dst: OriginalDst,
 ) -> Result<OutboundDecision, CloseReason> {
     let mut decision = evaluate(shared, dst)?;
-    if !matches!(decision, OutboundDecision::Deny { .. }) && shared.resolve_miss(dst.0.ip()).await {
+    if !matches!(decision, OutboundDecision::Deny { .. }) {
+        shared.resolve_miss(dst.0.ip()).await;
+        // Whatever came of it: the policy may have changed during the wait, too.
         decision = evaluate(shared, dst)?;
+    }
+    if let Some(name) = unknown_name(shared, dst, &decision) {
+        conn.set_detail(format!("{name} has never been resolved, and may be what {dst} is"));
+        return Err(CloseReason::NameUnresolved);
     }
     conn.set_names(shared.published.hosts.load().names_of(dst.0.ip()));
     record(shared, conn, dst, &decision);
     Ok(decision)
+}
+
+/// A name that no nameserver has ever answered for, of a destination that would
+/// decide more strictly than `decision` if the address were its own. Until it is
+/// known, the connection can't be let through with less than the policy may want.
+fn unknown_name(
+    shared: &Shared,
+    dst: OriginalDst,
+    decision: &OutboundDecision,
+) -> Option<Arc<str>> {
+    let hosts = shared.published.hosts.load();
+    let policy = shared.published.policy.load();
+    let policy = policy.as_deref()?;
+    if policy.hosts().iter().all(|host| hosts.0.contains_key(host)) {
+        return None;
+    }
+    let stricter = |action: OutboundAction| match decision {
+        OutboundDecision::Deny { .. } => false,
+        OutboundDecision::Mtls { .. } => action == OutboundAction::Deny,
+        OutboundDecision::Passthrough { .. } => action != OutboundAction::Passthrough,
+    };
+    let on_port = |ports: Option<&[u16]>| ports.is_none_or(|ports| ports.contains(&dst.0.port()));
+    let candidates =
+        policy.destinations().iter().filter(|d| stricter(d.action()) && on_port(d.ports()));
+    candidates.flat_map(|d| d.hosts()).find(|host| !hosts.0.contains_key(*host)).cloned()
 }
 
 /// What the policy of this moment says.

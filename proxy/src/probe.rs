@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::live::Conn;
 use crate::net::{Leg, LegIo, Prefixed};
 use crate::telemetry::CloseReason;
 use crate::tls;
@@ -23,7 +24,11 @@ const HOP_BY_HOP: &[&str] =
 
 /// The one request, rewritten to ask for one answer.
 #[derive(Debug)]
-pub struct Request(Vec<u8>);
+pub struct Request {
+    /// What it asks for.
+    pub path: Box<str>,
+    bytes: Vec<u8>,
+}
 
 /// Reads a request head into `seen` (which has the first bytes already). `None`
 /// when it is no GET of a path that `allowed` takes, has a body, or brings more
@@ -80,7 +85,7 @@ fn parse(seen: &[u8], allowed: impl Fn(&str) -> bool) -> Option<Option<Request>>
         request.extend_from_slice(b"\r\n");
     }
     request.extend_from_slice(b"Connection: close\r\n\r\n");
-    Some(Some(Request(request)))
+    Some(Some(Request { path: path.into(), bytes: request }))
 }
 
 /// Sends the request to the app and its whole answer to the client.
@@ -91,10 +96,12 @@ pub async fn forward(
     client: &mut Prefixed,
     request: &Request,
     app: &mut Leg,
+    conn: &Conn,
 ) -> Result<CloseReason, CloseReason> {
     let exchange = async {
-        app.write_all(&request.0).await?;
-        tokio::io::copy(app, client).await?;
+        app.write_all(&request.bytes).await?;
+        conn.to_app.set(request.bytes.len() as u64);
+        conn.from_app.set(tokio::io::copy(app, client).await?);
         client.shutdown().await
     };
     match tokio::time::timeout(ANSWER_TIMEOUT, exchange).await {
@@ -114,7 +121,7 @@ mod tests {
 
     fn outcome(text: &str) -> Option<Option<String>> {
         parse(text.as_bytes(), |p| p == "/healthz")
-            .map(|r| r.map(|r| String::from_utf8(r.0).unwrap()))
+            .map(|r| r.map(|r| String::from_utf8(r.bytes).unwrap()))
     }
 
     #[test]

@@ -12,8 +12,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Sleep;
 
-use crate::net::LegIo;
+use crate::net::{Leg, LegIo};
 use crate::telemetry::CloseReason;
 use crate::tls;
 
@@ -75,7 +76,9 @@ pub async fn relay(
     Ended { reason, detail: None }
 }
 
-/// Copies both directions; the first error ends both.
+/// Copies both directions; an error of one ends both, once the other has passed on
+/// what had already arrived: a server's early answer must survive the reset that
+/// follows it.
 async fn both(
     client: &mut impl LegIo,
     server: &mut impl LegIo,
@@ -84,14 +87,24 @@ async fn both(
 ) -> Ended {
     let mut up = Pump::new(limits.up);
     let mut down = Pump::new(limits.down);
+    let mut blind = BlindSpot::default();
     let result = std::future::poll_fn(|cx| {
-        let up = up.poll(cx, client, server)?;
-        let down = down.poll(cx, server, client)?;
-        half_closed.set(up.is_ready() || down.is_ready());
-        if up.is_ready() && down.is_ready() {
-            return Poll::Ready(Ok::<(), io::Error>(()));
+        let up_result = up.poll(cx, client, server);
+        let down_result = down.poll(cx, server, client);
+        half_closed.set(up.state != State::Copying || down.state != State::Copying);
+        match (up_result, down_result) {
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
+            (Poll::Ready(Err(one)), Poll::Ready(Err(other))) => {
+                return Poll::Ready(Err(tls::more_telling(one, other)));
+            }
+            (Poll::Ready(Err(e)), _) | (_, Poll::Ready(Err(e))) => return Poll::Ready(Err(e)),
+            _ => {}
         }
-        Poll::Pending
+        if up.reads() && down.reads() {
+            blind = BlindSpot::default();
+            return Poll::Pending;
+        }
+        blind.poll(cx, client.leg_mut(), server.leg_mut())
     })
     .await;
     match result {
@@ -99,6 +112,30 @@ async fn both(
         Err(e) => {
             let (reason, detail) = tls::classify(&e);
             Ended { reason, detail }
+        }
+    }
+}
+
+/// A leg that nobody reads, because its stream has ended or its bytes wait for a
+/// slow writer, shows a reset to nobody. Both legs are asked for one, once a
+/// second and only while there is such a leg.
+#[derive(Default)]
+struct BlindSpot(Option<Pin<Box<Sleep>>>);
+
+impl BlindSpot {
+    const EVERY: Duration = Duration::from_secs(1);
+
+    /// Ready when a leg has failed.
+    fn poll(&mut self, cx: &mut Context<'_>, one: &Leg, other: &Leg) -> Poll<io::Result<()>> {
+        loop {
+            let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(Self::EVERY)));
+            ready!(sleep.as_mut().poll(cx));
+            for leg in [one, other] {
+                if let Some(e) = leg.stream().take_error()? {
+                    return Poll::Ready(Err(e));
+                }
+            }
+            self.0 = None;
         }
     }
 }
@@ -138,6 +175,10 @@ async fn drain(io: &mut impl LegIo) {
     while matches!(io.read(&mut scratch).await, Ok(n) if n > 0) {}
 }
 
+/// Buffers that one poll of a direction may move before it gives way to the other
+/// direction and to other connections.
+const ROUNDS: usize = 16;
+
 /// One direction: what was read and is not yet written, and how far its end has
 /// come.
 struct Pump<'a> {
@@ -162,13 +203,18 @@ impl<'a> Pump<'a> {
         Self { buffer, start: 0, end: 0, state: State::Copying, unflushed: false, count }
     }
 
+    /// Whether this direction waits for its reader, and so would see it fail.
+    fn reads(&self) -> bool {
+        self.state == State::Copying && self.start == self.end
+    }
+
     /// Ready once the reader has ended and the writer was told so.
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        loop {
+        for _ in 0..ROUNDS * 2 {
             match self.state {
                 State::Done => return Poll::Ready(Ok(())),
                 State::ShuttingDown => {
@@ -190,6 +236,8 @@ impl<'a> Pump<'a> {
                 },
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn poll_read<R: AsyncRead + Unpin>(
@@ -227,7 +275,6 @@ impl<'a> Pump<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::Leg;
     use tokio::net::{TcpListener, TcpStream};
 
     async fn pair() -> (Leg, TcpStream) {
@@ -261,6 +308,15 @@ mod tests {
         Bench { ended, up: up.get(), down: down.get() }
     }
 
+    async fn until_reset(stream: &TcpStream) {
+        let reset = async {
+            while stream.take_error().unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), reset).await.unwrap();
+    }
+
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test]
@@ -289,6 +345,53 @@ mod tests {
             drop(server);
             let e = client.read(&mut [0; 1]).await.unwrap_err();
             assert_eq!(e.kind(), io::ErrorKind::ConnectionReset);
+        })
+        .await;
+        assert_eq!(bench.ended.reason, CloseReason::PeerReset);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_came_before_a_reset_is_passed_on() {
+        let bench = run(HOUR, std::future::pending(), |mut client, mut server| async move {
+            // The server answers early and closes with the request unread: a reset
+            // follows its answer while the client still sends.
+            server.write_all(b"413").await.unwrap();
+            socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(server);
+            // Its end may show as an error of this write as well.
+            let _ = client.write_all(&[0; 100_000]).await;
+            let mut answer = [0; 3];
+            client.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"413");
+        })
+        .await;
+        assert_eq!(bench.ended.reason, CloseReason::PeerReset);
+        assert_eq!(bench.down, 3);
+    }
+
+    #[tokio::test]
+    async fn a_reset_of_a_half_closed_peer_is_seen() {
+        let bench = run(HOUR, std::future::pending(), |mut client, mut server| async move {
+            client.shutdown().await.unwrap();
+            assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0);
+            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(client);
+            // The server says nothing, so only the blind spot's question finds out.
+            until_reset(&server).await;
+        })
+        .await;
+        assert_eq!(bench.ended.reason, CloseReason::PeerReset);
+    }
+
+    #[tokio::test]
+    async fn a_reset_behind_a_writer_that_waits_is_seen() {
+        let bench = run(HOUR, std::future::pending(), |mut client, server| async move {
+            // The server reads nothing, so the client's bytes fill every buffer.
+            let full = async { while client.write_all(&[0; 65536]).await.is_ok() {} };
+            assert!(tokio::time::timeout(Duration::from_millis(500), full).await.is_err());
+            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(client);
+            until_reset(&server).await;
         })
         .await;
         assert_eq!(bench.ended.reason, CloseReason::PeerReset);

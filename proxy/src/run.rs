@@ -1,15 +1,16 @@
 //! Wires everything together and runs until told to stop.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::admin::{self, Role, Source};
@@ -26,7 +27,7 @@ pub const EXIT_OS: u8 = 71;
 
 /// Descriptors kept for what is no proxied connection: files, admin clients, the
 /// runtimes themselves.
-const RESERVED_DESCRIPTORS: u64 = 128;
+const RESERVED_DESCRIPTORS: u64 = 256;
 
 /// Resolve requests that may wait; a worker that finds the queue full goes on
 /// with what is known.
@@ -74,17 +75,22 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        // First of all: as a container's PID 1 an unhandled SIGTERM would be ignored.
+        let mut signals = Signals::new()?;
         let workers = start_workers(&shared)?;
         let inboxes = Workers(workers.iter().map(|w| w.commands.clone()).collect());
         let report: Arc<dyn Source> =
             Arc::new(Report::new(Arc::clone(&shared), inboxes.clone(), log));
         serve_admin(&shared.config, &report)?;
-        let resolver = Resolver::new(Arc::clone(&shared), resolve_requests);
+        let resolver = Resolver::new(Arc::clone(&shared), inboxes.clone(), resolve_requests);
         let reload = Reload::new(Arc::clone(&shared), inboxes);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
         // Neither ends before the signal does.
         tokio::select! {
-            result = until_stopped(&shared) => result?,
+            () = until_stopped(&shared, &mut signals) => {}
+            () = any_ended(&workers) => {
+                return Err("a worker has ended by a panic; the log has it".into());
+            }
             ((), ()) = async { tokio::join!(reload.run(), resolver.run()) } => {}
         }
         stop(&shared, workers).await;
@@ -96,12 +102,21 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
 /// start before anything is served, then starts the threads.
 fn start_workers(shared: &Arc<Shared>) -> Result<Vec<Worker>, Failure> {
     let config = &shared.config;
-    let mut sets = Vec::new();
-    for _ in 0..config.workers {
-        sets.push(Listeners {
-            inbound: bind_all("PILLION_INBOUND_LISTEN", &config.inbound_listen)?,
-            outbound: bind_all("PILLION_OUTBOUND_LISTEN", &config.outbound_listen)?,
-        });
+    let mut sets: Vec<Listeners> = Vec::new();
+    sets.resize_with(config.workers, Listeners::default);
+    for addr in &config.inbound_listen {
+        let shared =
+            bind("PILLION_INBOUND_LISTEN", *addr, |a| net::bind_shared(a, config.workers))?;
+        for (set, listener) in sets.iter_mut().zip(shared.into_iter().flatten()) {
+            set.inbound.push(listener);
+        }
+    }
+    for addr in &config.outbound_listen {
+        let shared =
+            bind("PILLION_OUTBOUND_LISTEN", *addr, |a| net::bind_shared(a, config.workers))?;
+        for (set, listener) in sets.iter_mut().zip(shared.into_iter().flatten()) {
+            set.outbound.push(listener);
+        }
     }
     let mut workers = Vec::new();
     for (n, listeners) in sets.into_iter().enumerate() {
@@ -110,23 +125,21 @@ fn start_workers(shared: &Arc<Shared>) -> Result<Vec<Worker>, Failure> {
     Ok(workers)
 }
 
-/// Binds a list of addresses. A namespace without IPv6 has no IPv6 listener, and
-/// nothing can arrive there; anything else that fails is an error.
-fn bind_all(variable: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Failure> {
-    let mut listeners = Vec::new();
-    for addr in addresses {
-        match net::bind(*addr) {
-            Ok(listener) => listeners.push(listener),
-            Err(e) if net::is_absent_family(*addr, &e) => {
-                tracing::info!(%addr, "no IPv6 here: not listening");
-            }
-            Err(e) => return Err(format!("cannot listen on {addr} ({variable}): {e}").into()),
+/// Binds an address. A namespace without IPv6 has no IPv6 listener, and nothing can
+/// arrive there; anything else that fails is an error.
+fn bind<T>(
+    variable: &str,
+    addr: SocketAddr,
+    bind: impl FnOnce(SocketAddr) -> io::Result<T>,
+) -> Result<Option<T>, Failure> {
+    match bind(addr) {
+        Ok(bound) => Ok(Some(bound)),
+        Err(e) if net::is_absent_family(addr, &e) => {
+            tracing::info!(%addr, "no IPv6 here: not listening");
+            Ok(None)
         }
+        Err(e) => Err(format!("cannot listen on {addr} ({variable}): {e}").into()),
     }
-    if listeners.is_empty() {
-        return Err(format!("no address of {variable} could be listened on").into());
-    }
-    Ok(listeners)
 }
 
 fn serve_admin(config: &Config, report: &Arc<dyn Source>) -> Result<(), Failure> {
@@ -135,35 +148,60 @@ fn serve_admin(config: &Config, report: &Arc<dyn Source>) -> Result<(), Failure>
         (Role::Metrics, "PILLION_METRICS_LISTEN", &config.metrics_listen),
         (Role::Admin, "PILLION_ADMIN_LISTEN", &config.admin_listen),
     ] {
-        for listener in bind_all(variable, addresses)? {
-            tokio::spawn(admin::serve(role, Arc::clone(report), listener));
+        for addr in addresses {
+            if let Some(listener) = bind(variable, *addr, net::bind)? {
+                tokio::spawn(admin::serve(role, Arc::clone(report), listener));
+            }
         }
     }
     Ok(())
+}
+
+/// The signals that stop the proxy.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Serves until SIGTERM or SIGINT, and on until nothing is open, the drain
 /// deadline has passed, or a second signal comes. A native sidecar gets its
 /// SIGTERM after the app has gone, so there is nothing to drain away from: new
 /// connections are still served.
-async fn until_stopped(shared: &Shared) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+async fn until_stopped(shared: &Shared, signals: &mut Signals) {
+    signals.next().await;
     let deadline = Instant::now() + shared.config.timeouts.drain;
     tracing::info!(open = shared.open_connections(), "told to stop; serving what is open");
     while shared.open_connections() > 0 {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = signals.next() => break,
             () = tokio::time::sleep_until(deadline) => break,
             () = tokio::time::sleep(DRAIN_POLL) => {}
         }
     }
-    Ok(())
+}
+
+/// Resolves when a worker's thread has ended.
+async fn any_ended(workers: &[Worker]) {
+    let mut ended: JoinSet<()> = JoinSet::new();
+    for worker in workers {
+        let commands = worker.commands.clone();
+        ended.spawn(async move { commands.closed().await });
+    }
+    ended.join_next().await;
 }
 
 /// Resets what is still open and ends the workers.

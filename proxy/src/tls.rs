@@ -140,6 +140,12 @@ pub fn classify(e: &io::Error) -> (CloseReason, Option<String>) {
     (reason, Some(e.to_string()))
 }
 
+/// Which of two errors of one connection says more: a peer's alert explains the
+/// reset that comes with it.
+pub fn more_telling(one: io::Error, other: io::Error) -> io::Error {
+    if rustls_error(&other).is_some() && rustls_error(&one).is_none() { other } else { one }
+}
+
 impl LegIo for ServerStream {
     fn leg_mut(&mut self) -> &mut Leg {
         self.get_mut().0.leg_mut()

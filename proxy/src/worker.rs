@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::LocalSet;
+use tokio::task::{JoinSet, LocalSet};
 
 use crate::live::{Registry, Shared};
 use crate::net::{Acceptor, ClientAddr, Leg};
@@ -29,12 +29,12 @@ pub enum Command {
     Rejudge,
     /// Tell about the open connections.
     Connections(oneshot::Sender<Vec<Value>>),
-    /// Reset everything that is open, then answer.
+    /// Accept no more, reset everything that is open, answer, and end.
     Reset(oneshot::Sender<()>),
 }
 
 /// The listening sockets of one worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Listeners {
     /// Where redirected inbound connections arrive.
     pub inbound: Vec<std::net::TcpListener>,
@@ -58,30 +58,34 @@ pub struct Worker {
 pub fn start(n: usize, shared: Arc<Shared>, listeners: Listeners) -> io::Result<Worker> {
     let (commands, inbox) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let acceptors = {
+        let _inside = runtime.enter();
+        let inbound = listeners.inbound.into_iter().map(|l| (Direction::Inbound, l));
+        let outbound = listeners.outbound.into_iter().map(|l| (Direction::Outbound, l));
+        let acceptors = inbound.chain(outbound).map(|(d, l)| Ok((d, Acceptor::new(l)?)));
+        acceptors.collect::<io::Result<Vec<_>>>()?
+    };
     let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
         let local = LocalSet::new();
-        local.block_on(&runtime, work(shared, listeners, inbox));
+        local.block_on(&runtime, work(shared, acceptors, inbox));
     })?;
     Ok(Worker { commands, thread })
 }
 
 async fn work(
     shared: Arc<Shared>,
-    listeners: Listeners,
+    acceptors: Vec<(Direction, Acceptor)>,
     mut inbox: mpsc::UnboundedReceiver<Command>,
 ) {
     let registry = Registry::new(Arc::clone(&shared));
-    let inbound = listeners.inbound.into_iter().map(|l| (Direction::Inbound, l));
-    let outbound = listeners.outbound.into_iter().map(|l| (Direction::Outbound, l));
-    for (direction, listener) in inbound.chain(outbound) {
-        match Acceptor::new(listener) {
-            Ok(acceptor) => {
-                let accepting =
-                    accept(Arc::clone(&shared), Rc::clone(&registry), direction, acceptor);
-                tokio::task::spawn_local(accepting);
-            }
-            Err(e) => tracing::error!(%direction, error = %e, "a listener can't be watched"),
-        }
+    let mut accepting = JoinSet::new();
+    for (direction, acceptor) in acceptors {
+        accepting.spawn_local(accept(
+            Arc::clone(&shared),
+            Rc::clone(&registry),
+            direction,
+            acceptor,
+        ));
     }
     let mut flush = tokio::time::interval(FLUSH_EVERY);
     loop {
@@ -94,13 +98,25 @@ async fn work(
                     let _ = reply.send(registry.to_json());
                 }
                 Some(Command::Reset(reply)) => {
-                    registry.stop_all(CloseReason::Shutdown);
-                    tokio::task::yield_now().await;
+                    accepting.abort_all();
+                    reset(&registry).await;
                     let _ = reply.send(());
+                    return;
                 }
             },
             _ = flush.tick() => registry.flush_bytes(),
+            // A listener ends by a panic alone. The worker ends with it, and the
+            // process with the worker: a pod that no longer listens must not look ready.
+            Some(_) = accepting.join_next() => return,
         }
+    }
+}
+
+/// Stops every connection and waits until each has reset its legs and is logged.
+async fn reset(registry: &Registry) {
+    while !registry.is_empty() {
+        registry.stop_all(CloseReason::Shutdown);
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

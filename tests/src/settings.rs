@@ -77,10 +77,13 @@ impl Settings {
 }
 
 /// `target/<profile>`, seen from `target/<profile>/deps/<this test>`.
+/// A test is in `deps`, one below the project's binaries; the demo is beside them.
 fn beside_this_test() -> Result<PathBuf, Failure> {
     let executable = std::env::current_exe()?;
-    executable.ancestors().nth(2).map(PathBuf::from).ok_or_else(|| {
-        Failure::Unexpected(format!("{} has no target directory above it", executable.display()))
+    let mut above = executable.ancestors().skip(1);
+    let directory = above.find(|directory| !directory.ends_with("deps"));
+    directory.map(PathBuf::from).ok_or_else(|| {
+        Failure::Unexpected(format!("{} is in no directory", executable.display()))
     })
 }
 

@@ -208,6 +208,7 @@ fn a_live_download_survives_re_runs() {
         // New connections are captured as before, too.
         let (mut client, mut server) = pair.open(&listener)?;
         pass(&mut client, &mut server, b"still in the mesh")?;
+        drop((client, server));
         pair.check_meshed()
     });
 }

@@ -13,7 +13,9 @@ pub(crate) struct Story {
 
 impl Story {
     pub(crate) fn begin() -> Self {
-        println!("\n  Pillion: two services talk plaintext, the wire carries mTLS, and neither knows.");
+        println!(
+            "\n  Pillion: two services talk plaintext, the wire carries mTLS, and neither knows."
+        );
         Self { began: Instant::now(), chapter: 0, proven: Vec::new() }
     }
 
@@ -62,7 +64,11 @@ impl Story {
         for (claim, seen) in &self.proven {
             println!("    proven  {claim:width$}  {seen}");
         }
-        println!("\n  {} of {} proven. Everything it made is gone again.\n", self.proven.len(), self.proven.len());
+        println!(
+            "\n  {} of {} proven. Everything it made is gone again.\n",
+            self.proven.len(),
+            self.proven.len()
+        );
     }
 }
 

@@ -203,11 +203,19 @@ fn on_the_wire_after(
 fn refuse_by_address(story: &mut Story, cast: &Cast<'_>, orders: &Sidecar) -> Result<(), Failure> {
     story.chapter("Refused: the right name on the wrong network");
     let plain = curl(&cast.guest, cast.orders.v4())?;
-    story.show(&format!("guest$ curl http://{}:{PORT}/    (no sidecar yet)\n{}", cast.orders.v4(), plain.stderr.trim()));
+    story.show(&format!(
+        "guest$ curl http://{}:{PORT}/    (no sidecar yet)\n{}",
+        cast.orders.v4(),
+        plain.stderr.trim()
+    ));
     let _sidecar = cast.guest.mesh(cast.bed, MeshOptions::new(caller_policy(cast), WEB))?;
     story.say("Now guest gets a sidecar, and even a certificate that says shop/web:");
     let answer = curl(&cast.guest, cast.orders.v4())?;
-    story.show(&format!("guest$ curl http://{}:{PORT}/\n{}", cast.orders.v4(), answer.stderr.trim()));
+    story.show(&format!(
+        "guest$ curl http://{}:{PORT}/\n{}",
+        cast.orders.v4(),
+        answer.stderr.trim()
+    ));
     let from = cast.guest.v4().to_string();
     let denied = orders.wait_logs("a denial by address", 2, |line| {
         line.is("inbound", "denied") && line.text("source").starts_with(&from)
@@ -223,7 +231,11 @@ fn refuse_by_address(story: &mut Story, cast: &Cast<'_>, orders: &Sidecar) -> Re
 fn refuse_by_identity(story: &mut Story, cast: &Cast<'_>, orders: &Sidecar) -> Result<(), Failure> {
     story.chapter("Refused: the right network with the wrong name");
     let plain = curl(&cast.batch, cast.orders.v4())?;
-    story.show(&format!("batch$ curl http://{}:{PORT}/    (no sidecar yet)\n{}", cast.orders.v4(), plain.stderr.trim()));
+    story.show(&format!(
+        "batch$ curl http://{}:{PORT}/    (no sidecar yet)\n{}",
+        cast.orders.v4(),
+        plain.stderr.trim()
+    ));
     orders.wait_logs("refused plaintext", 1, |line| line.is("inbound", "plaintext_refused"))?;
     story.prove(
         "plaintext is refused where mTLS is wanted",
@@ -232,7 +244,11 @@ fn refuse_by_identity(story: &mut Story, cast: &Cast<'_>, orders: &Sidecar) -> R
     )?;
     let _sidecar = cast.batch.mesh(cast.bed, MeshOptions::new(caller_policy(cast), BATCH))?;
     let answer = curl(&cast.batch, cast.orders.v4())?;
-    story.show(&format!("batch$ curl http://{}:{PORT}/    (as shop/batch)\n{}", cast.orders.v4(), answer.stderr.trim()));
+    story.show(&format!(
+        "batch$ curl http://{}:{PORT}/    (as shop/batch)\n{}",
+        cast.orders.v4(),
+        answer.stderr.trim()
+    ));
     let denied = orders.wait_logs("a denial by identity", 1, |line| {
         line.is("inbound", "denied") && line.text("peer") == BATCH
     })?;
@@ -252,21 +268,25 @@ fn edit_while_running(story: &mut Story, cast: &Cast<'_>, orders: &Sidecar) -> R
     let mut heard = [0; 12];
     server.read_exact(&mut heard)?;
     story.say("web holds a stream open to orders, and bytes flow. Now somebody edits one word:");
-    story.show("-   from: [{..., identities: [shop/web]}]\n+   from: [{..., identities: [shop/nobody]}]");
+    story.show(
+        "-   from: [{..., identities: [shop/web]}]\n+   from: [{..., identities: [shop/nobody]}]",
+    );
     let edited = Instant::now();
     orders.set_policy(&orders_policy(cast, "shop/nobody"))?;
     let ended = matches!(client.read(&mut [0; 1]), Ok(0) | Err(_));
     let took = edited.elapsed();
-    let told = orders.wait_logs("the end of the stream", 1, |line| line.is("inbound", "policy_changed"))?;
+    let told = orders
+        .wait_logs("the end of the stream", 1, |line| line.is("inbound", "policy_changed"))?;
     story.prove(
         "a tightened policy ends what it denies, at once",
         ended && !told.is_empty() && took < Duration::from_secs(1),
         format!("the open stream ended {} ms after the edit", took.as_millis()),
     )?;
     orders.set_policy(&orders_policy(cast, "shop/web"))?;
-    let back = pillion_testbed::wait_until("orders answering again", Duration::from_secs(5), || {
-        let answer = curl(&cast.web, cast.orders.v4())?;
-        Ok((answer.stdout.trim() == SECRET).then_some(()))
-    });
+    let back =
+        pillion_testbed::wait_until("orders answering again", Duration::from_secs(5), || {
+            let answer = curl(&cast.web, cast.orders.v4())?;
+            Ok((answer.stdout.trim() == SECRET).then_some(()))
+        });
     story.prove("and the edit back lets web in again", back.is_ok(), "no restart, no redeploy")
 }

@@ -59,8 +59,19 @@ pub trait Source: Send + Sync {
     /// Changes the log filter.
     ///
     /// # Errors
-    /// Why it has no meaning, or that changes are off.
-    fn set_log_filter(&self, filter: &str) -> Result<(), String>;
+    /// See [`FilterError`].
+    fn set_log_filter(&self, filter: &str) -> Result<(), FilterError>;
+}
+
+/// Why the log filter stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// Changing anything is off.
+    #[error("changes are off: set PILLION_ADMIN_CHANGES=on")]
+    Off,
+    /// The filter has no meaning.
+    #[error("{0}")]
+    Bad(String),
 }
 
 /// Which of the servers a request came to.
@@ -107,7 +118,8 @@ fn set_filter(source: &Arc<dyn Source>, query: Option<&str>) -> Response<Full<By
     };
     match source.set_log_filter(filter) {
         Ok(()) => json(&json!({ "filter": source.log_filter() })),
-        Err(why) => plain(StatusCode::FORBIDDEN, &format!("{why}\n")),
+        Err(why @ FilterError::Off) => plain(StatusCode::FORBIDDEN, &format!("{why}\n")),
+        Err(why @ FilterError::Bad(_)) => plain(StatusCode::BAD_REQUEST, &format!("{why}\n")),
     }
 }
 
@@ -170,8 +182,12 @@ mod tests {
         fn log_filter(&self) -> String {
             "info".into()
         }
-        fn set_log_filter(&self, _: &str) -> Result<(), String> {
-            Err("changes are off".into())
+        fn set_log_filter(&self, filter: &str) -> Result<(), FilterError> {
+            if filter == "bad" {
+                Err(FilterError::Bad("bad".into()))
+            } else {
+                Err(FilterError::Off)
+            }
         }
     }
 
@@ -203,6 +219,8 @@ mod tests {
             }
         }
         assert_eq!(ask(Role::Admin, &[], "PUT", "/logging?filter=debug").await.0, 403);
+        assert_eq!(ask(Role::Admin, &[], "PUT", "/logging?filter=bad").await.0, 400);
+        assert_eq!(ask(Role::Admin, &[], "PUT", "/logging").await.0, 400);
         assert_eq!(ask(Role::Admin, &[], "POST", "/config").await.0, 404);
     }
 }

@@ -1,5 +1,6 @@
 //! Serves HTTP/1.1 with a bound on time and on connections.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use super::{Role, Source, answer};
 use crate::net::Acceptor;
@@ -16,7 +17,8 @@ use crate::net::Acceptor;
 /// A client has so long for its requests and our answers together.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Clients served at once; more wait in the kernel's queue.
+/// Clients served at once, a listener. One more ends the oldest: idle clients must
+/// not keep the kubelet's probe waiting.
 const MAX_CLIENTS: usize = 32;
 
 /// Serves for ever.
@@ -26,12 +28,17 @@ pub async fn serve(role: Role, source: Arc<dyn Source>, listener: std::net::TcpL
         Ok(acceptor) => acceptor,
         Err(e) => return tracing::error!(?role, ?addr, error = %e, "a listener can't be watched"),
     };
-    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let mut clients = VecDeque::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, _) = acceptor.accept(|_| {}).await;
+        clients.retain(|client: &AbortHandle| !client.is_finished());
+        if clients.len() >= MAX_CLIENTS
+            && let Some(oldest) = clients.pop_front()
+        {
+            oldest.abort();
+        }
         let source = Arc::clone(&source);
-        tokio::spawn(async move {
+        let client = tokio::spawn(async move {
             let service = service_fn(|request| {
                 let source = Arc::clone(&source);
                 async move { Ok::<_, Infallible>(answer(role, &source, &request).await) }
@@ -42,7 +49,7 @@ pub async fn serve(role: Role, source: Arc<dyn Source>, listener: std::net::TcpL
                 .serve_connection(TokioIo::new(stream), service);
             // A client that breaks off or runs out of time is its own affair.
             let _ = tokio::time::timeout(DEADLINE, connection).await;
-            drop(place);
         });
+        clients.push_back(client.abort_handle());
     }
 }

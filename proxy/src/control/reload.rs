@@ -1,6 +1,7 @@
 //! Certificates and policy: loaded, checked, and published when they are good.
 //! Whatever goes wrong after that, the last good ones stay.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +13,7 @@ use rustls::pki_types::UnixTime;
 use tokio::sync::Notify;
 
 use crate::live::Shared;
-use crate::policy;
+use crate::policy::{self, Compiled};
 
 use super::Workers;
 
@@ -20,6 +21,8 @@ use super::Workers;
 const POLL_EVERY: Duration = Duration::from_secs(10);
 /// A burst of events (a folder of files written one by one) is one reload.
 const SETTLE: Duration = Duration::from_millis(50);
+/// Readings of a file that changes meanwhile, before it is given up until the next event.
+const READINGS: usize = 5;
 /// At the start, a policy that can't be used is logged again this often.
 const REMIND_EVERY: Duration = Duration::from_secs(30);
 
@@ -31,6 +34,7 @@ pub struct Reload {
     policy_seen: Option<PolicySeen>,
     changed: Arc<Notify>,
     watch: Option<DirWatch>,
+    watch_error: Option<String>,
 }
 
 /// The policy text that was last looked at, and for which trust domain.
@@ -45,7 +49,15 @@ impl Reload {
     pub fn new(shared: Arc<Shared>, workers: Workers) -> Self {
         let certificates = Reloader::new(shared.config.identity.clone());
         let changed = Arc::new(Notify::new());
-        Self { shared, workers, certificates, policy_seen: None, changed, watch: None }
+        Self {
+            shared,
+            workers,
+            certificates,
+            policy_seen: None,
+            changed,
+            watch: None,
+            watch_error: None,
+        }
     }
 
     /// Watches the folders, once they are all there; until then the poll has to do.
@@ -60,7 +72,11 @@ impl Reload {
         match DirWatch::new(&paths, move || notify.notify_one()) {
             Ok(watch) => self.watch = Some(watch),
             Err(e) => {
-                tracing::warn!(error = %e, "files are compared every 10 s until they can be watched")
+                let why = Some(e.to_string());
+                if self.watch_error != why {
+                    tracing::warn!(error = %e, "files are compared every 10 s until they can be watched");
+                    self.watch_error = why;
+                }
             }
         }
     }
@@ -103,7 +119,7 @@ impl Reload {
         let shared = Arc::clone(&self.shared);
         let path = &shared.config.policy_file;
         let domain = self.own_domain();
-        let hash = content_hash(std::slice::from_ref(path));
+        let (hash, text) = read_policy(path);
         let published = shared.published.policy.load().is_some();
         if let Some(seen) = &self.policy_seen
             && seen.hash == hash
@@ -114,9 +130,7 @@ impl Reload {
         }
         self.policy_seen = Some(PolicySeen { hash, domain: domain.clone(), said: Instant::now() });
         let name = path.display().to_string();
-        let loaded = read_policy(path).and_then(|text| {
-            policy::load(&name, &text, domain.as_ref()).map_err(|e| e.to_string())
-        });
+        let loaded = text.and_then(|text| compile(&name, &text, domain.as_ref()));
         match loaded {
             Err(e) => {
                 shared.metrics.policy_ok.set(0);
@@ -149,18 +163,50 @@ impl Reload {
     }
 }
 
-/// The text of the policy file.
-fn read_policy(path: &std::path::Path) -> Result<String, String> {
-    let size = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.len();
-    if size > policy::MAX_FILE_BYTES as u64 {
-        return Err(format!(
-            "{}: {size} bytes; the most is {}",
-            path.display(),
-            policy::MAX_FILE_BYTES
-        ));
+/// The policy file's hash, and its text or why there is none. A text that changes
+/// while it is read is read again: half of a file may be a good file, without the
+/// rules that deny.
+fn read_policy(path: &Path) -> (ContentHash, Result<String, String>) {
+    let files = [path.to_path_buf()];
+    let mut hash = content_hash(&files);
+    let mut text = read_text(path);
+    for _ in 0..READINGS {
+        let again = content_hash(&files);
+        if again == hash {
+            return (hash, text);
+        }
+        (hash, text) = (again, read_text(path));
     }
-    let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    String::from_utf8(bytes).map_err(|e| format!("{}: not UTF-8: {e}", path.display()))
+    (
+        hash,
+        Err(format!(
+            "{}: it keeps changing; write it whole, and rename it into place",
+            path.display()
+        )),
+    )
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let at = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let metadata = std::fs::metadata(path).map_err(|e| at(&e))?;
+    if !metadata.is_file() {
+        return Err(at(&"not a regular file"));
+    }
+    if metadata.len() > policy::MAX_FILE_BYTES as u64 {
+        return Err(at(&format!(
+            "{} bytes; the most is {}",
+            metadata.len(),
+            policy::MAX_FILE_BYTES
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(|e| at(&e))?;
+    String::from_utf8(bytes).map_err(|e| at(&format!("not UTF-8: {e}")))
+}
+
+/// A file that the compiler can't bear must not take a running pod down.
+fn compile(name: &str, text: &str, own: Option<&TrustDomain>) -> Result<Compiled, String> {
+    std::panic::catch_unwind(|| policy::load(name, text, own).map_err(|e| e.to_string()))
+        .unwrap_or_else(|_| Err(format!("{name}: reading it panicked; please report the file")))
 }
 
 fn publish_expiry(shared: &Shared, generation: &TlsGeneration) {

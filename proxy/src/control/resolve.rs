@@ -12,6 +12,8 @@ use tokio::task::JoinSet;
 use crate::live::{HostAddresses, LocalNet, ResolveRequest, Shared};
 use crate::net;
 
+use super::Workers;
+
 /// A name is not asked for more often than this because its TTL says so.
 const TTL_FLOOR: Duration = Duration::from_secs(5);
 /// A name that could not be resolved, or whose TTL is very long, is asked for again.
@@ -19,6 +21,7 @@ const TTL_CEILING: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(5);
 /// All of one name's questions and repetitions together.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(600);
 /// On a miss, a name is asked for at most this often.
 const MISS_FLOOR: Duration = Duration::from_secs(1);
 /// How often due names and the pod's own addresses are looked for.
@@ -27,23 +30,32 @@ const TICK: Duration = Duration::from_secs(1);
 /// Resolves names on the control thread and publishes their addresses.
 pub struct Resolver {
     shared: Arc<Shared>,
+    workers: Workers,
     requests: mpsc::Receiver<ResolveRequest>,
     resolver: Option<TokioResolver>,
     nameservers: HashSet<IpAddr>,
-    known: HashMap<Arc<str>, Known>,
+    /// What was answered.
+    known: HashMap<Arc<str>, HashSet<IpAddr>>,
+    /// When to ask again.
+    next: HashMap<Arc<str>, Next>,
 }
 
-struct Known {
-    addresses: HashSet<IpAddr>,
+struct Next {
     /// When the TTL ends.
     due: Instant,
-    /// From when on a miss asks again.
+    /// From when on a miss asks.
     missed: Instant,
+    /// Whether the last question had no answer.
+    failed: bool,
 }
 
 impl Resolver {
     /// Reads resolv.conf and publishes the pod's own addresses.
-    pub fn new(shared: Arc<Shared>, requests: mpsc::Receiver<ResolveRequest>) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        workers: Workers,
+        requests: mpsc::Receiver<ResolveRequest>,
+    ) -> Self {
         let (resolver, nameservers) = match system_resolver() {
             Ok((resolver, servers)) => (Some(resolver), servers),
             Err(e) => {
@@ -51,7 +63,8 @@ impl Resolver {
                 (None, HashSet::new())
             }
         };
-        let this = Self { shared, requests, resolver, nameservers, known: HashMap::new() };
+        let (known, next) = (HashMap::new(), HashMap::new());
+        let this = Self { shared, workers, requests, resolver, nameservers, known, next };
         this.publish_local();
         this
     }
@@ -63,7 +76,7 @@ impl Resolver {
             tokio::select! {
                 _ = tick.tick() => {
                     self.publish_local();
-                    self.resolve(|known, now| now >= known.due).await;
+                    self.resolve(|next, now| now >= next.due).await;
                 }
                 request = self.requests.recv() => match request {
                     None => return,
@@ -73,7 +86,7 @@ impl Resolver {
                         while let Ok(request) = self.requests.try_recv() {
                             asking.push(request);
                         }
-                        self.resolve(|known, now| now >= known.missed).await;
+                        self.resolve(|next, now| now >= next.missed).await;
                         for request in asking {
                             // The worker may have stopped waiting.
                             let _ = request.done.send(());
@@ -84,85 +97,117 @@ impl Resolver {
         }
     }
 
-    /// Asks for every name that is new or for which `due` says so.
-    async fn resolve(&mut self, due: impl Fn(&Known, Instant) -> bool) {
+    /// Asks for every name that is new or for which `due` says so, and publishes each
+    /// answer as it comes: one name that is slow holds back no other.
+    async fn resolve(&mut self, due: impl Fn(&Next, Instant) -> bool) {
         let Some(policy) = self.shared.published.policy.load_full() else { return };
         let hosts: HashSet<Arc<str>> = policy.hosts().iter().cloned().collect();
+        self.next.retain(|host, _| hosts.contains(host));
         let before = self.known.len();
         self.known.retain(|host, _| hosts.contains(host));
-        let mut changed = before != self.known.len();
+        if before != self.known.len() {
+            self.publish();
+        }
         let now = Instant::now();
         let mut looking = JoinSet::new();
         for host in hosts {
-            if self.known.get(&host).is_none_or(|known| due(known, now)) {
+            if self.next.get(&host).is_none_or(|next| due(next, now)) {
                 looking.spawn(look_up(self.resolver.clone(), host));
             }
         }
         while let Some(done) = looking.join_next().await {
-            let Ok((host, found)) = done else { continue };
-            let now = Instant::now();
-            let old = self.known.remove(&host).map(|k| k.addresses);
-            let known = match found {
-                Some((addresses, ttl)) => {
-                    Known { addresses, due: now + ttl, missed: now + MISS_FLOOR }
-                }
-                // A nameserver that does not answer takes no address away: that would
-                // weaken what the policy says of it. Nor is it asked at every miss.
-                None => Known {
-                    addresses: old.clone().unwrap_or_default(),
-                    due: now + RETRY,
-                    missed: now + RETRY,
-                },
-            };
-            changed |= old.as_ref() != Some(&known.addresses);
-            self.known.insert(host, known);
+            if let Ok((host, answer)) = done {
+                self.answered(host, answer);
+            }
         }
-        if changed {
-            self.publish();
+    }
+
+    fn answered(&mut self, host: Arc<str>, answer: Result<Found, String>) {
+        let now = Instant::now();
+        let failed_before = self.next.get(&host).is_some_and(|next| next.failed);
+        let next = match &answer {
+            Ok(found) => Next { due: now + found.ttl, missed: now + MISS_FLOOR, failed: false },
+            Err(_) => Next { due: now + RETRY, missed: now + RETRY, failed: true },
+        };
+        self.next.insert(Arc::clone(&host), next);
+        match answer {
+            // No answer takes no address away: that would weaken what the policy says
+            // of it. A name that was never answered stays unknown.
+            Err(e) if !failed_before => {
+                tracing::warn!(%host, error = e, "a name of the policy can't be resolved");
+            }
+            Err(_) => {}
+            Ok(found) => {
+                if failed_before {
+                    tracing::info!(%host, "the name can be resolved again");
+                }
+                let old = self.known.get(&host);
+                let added = !old.is_some_and(|old| found.addresses.is_subset(old));
+                if old != Some(&found.addresses) {
+                    self.known.insert(host, found.addresses);
+                    self.publish();
+                }
+                // A new address may be one that is talked to already, in a way that
+                // the policy forbids for this name.
+                if added {
+                    self.workers.rejudge();
+                }
+            }
         }
     }
 
     fn publish(&self) {
-        let addresses =
-            self.known.iter().map(|(host, k)| (Arc::clone(host), k.addresses.clone())).collect();
-        self.shared.published.hosts.store(Arc::new(HostAddresses(addresses)));
+        self.shared.published.hosts.store(Arc::new(HostAddresses(self.known.clone())));
     }
 
     fn publish_local(&self) {
+        // Without a descriptor to ask with, the addresses of before still hold.
+        let Ok(addresses) = net::local_addresses() else { return };
         let local = LocalNet {
-            addresses: net::local_addresses().into_iter().collect(),
+            addresses: addresses.into_iter().collect(),
             nameservers: self.nameservers.clone(),
         };
         self.shared.published.local.store(Arc::new(local));
     }
 }
 
-/// A and AAAA, and for how long they hold; `None` when there is no answer.
+/// A nameserver's answer.
+struct Found {
+    addresses: HashSet<IpAddr>,
+    ttl: Duration,
+}
+
+/// A and AAAA. That there is no such name is an answer too.
 async fn look_up(
     resolver: Option<TokioResolver>,
     host: Arc<str>,
-) -> (Arc<str>, Option<(HashSet<IpAddr>, Duration)>) {
-    let Some(resolver) = resolver else { return (host, None) };
+) -> (Arc<str>, Result<Found, String>) {
+    let Some(resolver) = resolver else { return (host, Err("no resolver".to_owned())) };
     // With its final dot a name is taken as it is: search domains are for people.
     let answer =
         tokio::time::timeout(LOOK_UP_TIMEOUT, resolver.lookup_ip(format!("{host}."))).await;
-    let why = match answer {
+    let found = match answer {
         Ok(Ok(answer)) => {
             let ttl = answer.valid_until().saturating_duration_since(Instant::now());
             let addresses = answer.iter().map(|ip| ip.to_canonical()).collect();
-            return (host, Some((addresses, ttl.clamp(TTL_FLOOR, TTL_CEILING))));
+            Ok(Found { addresses, ttl: ttl.clamp(TTL_FLOOR, TTL_CEILING) })
         }
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => format!("no answer within {LOOK_UP_TIMEOUT:?}"),
+        Ok(Err(e)) if e.is_nx_domain() || e.is_no_records_found() => {
+            Ok(Found { addresses: HashSet::new(), ttl: TTL_FLOOR })
+        }
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err(format!("no answer within {LOOK_UP_TIMEOUT:?}")),
     };
-    tracing::warn!(%host, error = why, "a name of the policy can't be resolved");
-    (host, None)
+    (host, found)
 }
 
 fn system_resolver() -> Result<(TokioResolver, HashSet<IpAddr>), hickory_resolver::net::NetError> {
     let (config, mut options) = hickory_resolver::system_conf::read_system_conf()?;
     // A miss wants to hear what the nameserver says now; TTLs are kept here.
     options.cache_size = 0;
+    // A lost datagram is sent again well within the time of the whole look-up.
+    options.timeout = ATTEMPT_TIMEOUT;
+    options.attempts = 2;
     let servers = config.name_servers().iter().map(|s| s.ip.to_canonical()).collect();
     let resolver = TokioResolver::builder_with_config(config, Default::default())
         .with_options(options)

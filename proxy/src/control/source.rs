@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
-use crate::admin::{Answer, Source};
+use crate::admin::{Answer, FilterError, Source};
 use crate::live::Shared;
 use crate::telemetry::LogHandle;
 use crate::worker::Command;
@@ -48,8 +48,10 @@ impl Source for Report {
         match published.policy.load().as_ref() {
             None => pending.push("policy"),
             Some(policy) => {
+                // Once started, a name that a new policy adds makes no running pod unready.
                 let hosts = published.hosts.load();
-                if !policy.hosts().iter().all(|host| hosts.0.contains_key(host)) {
+                if !self.started() && !policy.hosts().iter().all(|host| hosts.0.contains_key(host))
+                {
                     pending.push("names in the policy");
                 }
             }
@@ -147,11 +149,11 @@ impl Source for Report {
         self.log.filter().with_current(ToString::to_string).unwrap_or_default()
     }
 
-    fn set_log_filter(&self, filter: &str) -> Result<(), String> {
+    fn set_log_filter(&self, filter: &str) -> Result<(), FilterError> {
         if !self.shared.config.admin_changes {
-            return Err("changes are off: set PILLION_ADMIN_CHANGES=on".to_owned());
+            return Err(FilterError::Off);
         }
-        let filter = filter.parse::<EnvFilter>().map_err(|e| e.to_string())?;
-        self.log.filter().reload(filter).map_err(|e| e.to_string())
+        let filter = filter.parse::<EnvFilter>().map_err(|e| FilterError::Bad(e.to_string()))?;
+        self.log.filter().reload(filter).map_err(|e| FilterError::Bad(e.to_string()))
     }
 }

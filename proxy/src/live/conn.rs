@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::net::{ClientAddr, OriginalDst};
-use crate::policy::{InboundConn, Mode, OutboundDecision, Policy, Shadow};
+use crate::policy::{DEFAULT_RULE, Decision, InboundConn, Mode, OutboundDecision, Policy, Shadow};
 use crate::telemetry::{ByteCounters, CloseReason, Direction, Record};
 
 use super::{AsOpened, HostAddresses};
@@ -38,7 +38,7 @@ impl Tls {
 }
 
 /// How far a connection has come; decides how a changed policy judges it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Accepted, not judged: it will be judged by the policy of that moment.
     Opening,
@@ -46,6 +46,8 @@ pub enum Stage {
     Allowed,
     /// Outside the policy: the pod's own addresses and its nameservers.
     Exempt,
+    /// A plaintext health probe, of a path that the policy lists for its port.
+    Probe(Box<str>),
 }
 
 /// A connection, owned by its worker. It is registered before it is judged, so
@@ -166,12 +168,20 @@ impl Conn {
         self.facts.borrow_mut().stage = Stage::Exempt;
     }
 
-    /// Asks the connection's task to end with `reason`; the first reason stands.
-    pub fn stop(&self, reason: CloseReason) {
-        if self.stop.get().is_none() {
-            self.stop.set(Some(reason));
-            self.stopped.notify_one();
+    /// Records that this is a health probe of a path.
+    pub fn probe(&self, path: &str) {
+        self.facts.borrow_mut().stage = Stage::Probe(path.into());
+    }
+
+    /// Asks the connection's task to end with `reason`. The first reason stands;
+    /// false when there was one already.
+    pub fn stop(&self, reason: CloseReason) -> bool {
+        if self.stop.get().is_some() {
+            return false;
         }
+        self.stop.set(Some(reason));
+        self.stopped.notify_one();
+        true
     }
 
     /// Resolves when somebody calls [`Conn::stop`]. One task waits at a time.
@@ -207,12 +217,17 @@ impl Conn {
         let facts = self.facts.borrow();
         let destination = facts.destination?.0;
         let peer = facts.peer.as_ref().map(VerifiedPeer::id);
-        match (self.direction, facts.stage) {
+        match (self.direction, &facts.stage) {
             (_, Stage::Exempt) => None,
-            (Direction::Inbound, Stage::Opening) => policy
-                .inbound_by_address(self.source.0.ip(), destination.port())
-                .filter(|d| !d.allow)
-                .map(|d| d.rule),
+            (Direction::Inbound, Stage::Opening) => {
+                final_by_address(policy, self.source, destination.port()).map(|d| d.rule)
+            }
+            (Direction::Inbound, Stage::Probe(path)) => {
+                if !policy.probe(destination.port()).any(|listed| *listed == **path) {
+                    return Some(Arc::from("probes"));
+                }
+                final_by_address(policy, self.source, destination.port()).map(|d| d.rule)
+            }
             (Direction::Inbound, Stage::Allowed) => {
                 if let Some(rule) =
                     mode_or_domain_denies(policy, destination.port(), facts.tls, peer)
@@ -288,6 +303,16 @@ impl Conn {
     pub fn age(&self) -> Duration {
         self.opened.elapsed()
     }
+}
+
+/// The denial of a source, by `policy`, that no identity could lift. A probe needs
+/// no rule: where the policy lists one for the port, only a deny rule is final.
+pub fn final_by_address(policy: &Policy, source: ClientAddr, port: u16) -> Option<Decision> {
+    let probes = policy.probe(port).next().is_some();
+    policy
+        .inbound_by_address(source.0.ip(), port)
+        .filter(|d| !d.allow)
+        .filter(|d| !(probes && &*d.rule == DEFAULT_RULE))
 }
 
 /// Plaintext on a port that has become strict, or a peer whose trust domain is no

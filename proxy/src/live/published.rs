@@ -137,19 +137,23 @@ impl Shared {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Has the policy's names resolved once more when none of them is known to
-    /// have the address `ip`. True when the table may have changed. The control
-    /// thread keeps the rate; this waits at most a second.
-    pub async fn resolve_miss(&self, ip: IpAddr) -> bool {
-        let named = self.published.policy.load().as_ref().is_some_and(|p| !p.hosts().is_empty());
-        if !named || self.published.hosts.load().knows(ip) {
-            return false;
+    /// Has the policy's names resolved once more, unless all are known and one of
+    /// them has the address `ip`. The control thread keeps the rate; this waits at
+    /// most a second, and returns at once when the policy has no names.
+    pub async fn resolve_miss(&self, ip: IpAddr) {
+        let Some(policy) = self.published.policy.load_full() else { return };
+        let complete = {
+            let hosts = self.published.hosts.load();
+            policy.hosts().iter().all(|host| hosts.0.contains_key(host)) && hosts.knows(ip)
+        };
+        if policy.hosts().is_empty() || complete {
+            return;
         }
         let (done, wait) = oneshot::channel();
-        if self.resolve.try_send(ResolveRequest { done }).is_err() {
-            return false;
+        if self.resolve.try_send(ResolveRequest { done }).is_ok() {
+            // What is known after a second has to do.
+            let _ = tokio::time::timeout(RESOLVE_WAIT, wait).await;
         }
-        matches!(tokio::time::timeout(RESOLVE_WAIT, wait).await, Ok(Ok(())))
     }
 }
 

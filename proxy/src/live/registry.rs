@@ -19,7 +19,9 @@ pub struct Registry {
     shared: Arc<Shared>,
     next_id: Cell<u64>,
     conns: RefCell<BTreeMap<u64, Rc<Conn>>>,
-    handshakes: RefCell<VecDeque<Rc<Conn>>>,
+    /// By direction: a flood from the network must not end the app's own.
+    inbound_handshakes: RefCell<VecDeque<Rc<Conn>>>,
+    outbound_handshakes: RefCell<VecDeque<Rc<Conn>>>,
 }
 
 impl Registry {
@@ -29,7 +31,8 @@ impl Registry {
             shared,
             next_id: Cell::new(0),
             conns: RefCell::default(),
-            handshakes: RefCell::default(),
+            inbound_handshakes: RefCell::default(),
+            outbound_handshakes: RefCell::default(),
         })
     }
 
@@ -49,7 +52,7 @@ impl Registry {
     /// are too many, the oldest is stopped: under a flood of clients that stall,
     /// that is a stalled one, while an honest one is done within milliseconds.
     pub fn begin_handshake(self: &Rc<Self>, conn: &Rc<Conn>) -> HandshakeSlot {
-        let mut handshakes = self.handshakes.borrow_mut();
+        let mut handshakes = self.handshakes(conn.direction).borrow_mut();
         if handshakes.len() >= self.shared.config.max_pending_handshakes
             && let Some(oldest) = handshakes.pop_front()
         {
@@ -57,7 +60,14 @@ impl Registry {
             oldest.stop(CloseReason::HandshakeShed);
         }
         handshakes.push_back(Rc::clone(conn));
-        HandshakeSlot { registry: Rc::clone(self), id: conn.id }
+        HandshakeSlot { registry: Rc::clone(self), conn: Rc::clone(conn) }
+    }
+
+    fn handshakes(&self, direction: Direction) -> &RefCell<VecDeque<Rc<Conn>>> {
+        match direction {
+            Direction::Inbound => &self.inbound_handshakes,
+            Direction::Outbound => &self.outbound_handshakes,
+        }
     }
 
     /// Judges every connection by the policy that is published now, and stops
@@ -66,12 +76,18 @@ impl Registry {
         let Some(policy) = self.shared.published.policy.load_full() else { return };
         let hosts = self.shared.published.hosts.load();
         for conn in self.snapshot() {
-            if let Some(rule) = conn.denied_by(&policy, &hosts) {
+            if let Some(rule) = conn.denied_by(&policy, &hosts)
+                && conn.stop(CloseReason::PolicyChanged)
+            {
                 self.shared.metrics.terminated(&rule);
                 conn.set_detail(format!("the new policy denies it: {rule}"));
-                conn.stop(CloseReason::PolicyChanged);
             }
         }
+    }
+
+    /// Whether no connection is open.
+    pub fn is_empty(&self) -> bool {
+        self.conns.borrow().is_empty()
     }
 
     /// Stops every connection.
@@ -142,11 +158,12 @@ impl Drop for Guard {
 #[derive(Debug)]
 pub struct HandshakeSlot {
     registry: Rc<Registry>,
-    id: u64,
+    conn: Rc<Conn>,
 }
 
 impl Drop for HandshakeSlot {
     fn drop(&mut self) {
-        self.registry.handshakes.borrow_mut().retain(|c| c.id != self.id);
+        let handshakes = self.registry.handshakes(self.conn.direction);
+        handshakes.borrow_mut().retain(|c| c.id != self.conn.id);
     }
 }

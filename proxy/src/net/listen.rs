@@ -12,20 +12,35 @@ use super::{ClientAddr, canonical};
 /// Connections that the kernel holds for us before we accept them.
 const BACKLOG: i32 = 4096;
 
-/// Binds a listener that shares its address with its siblings on other workers
-/// (`SO_REUSEPORT`: the kernel spreads connections over them). IPv6 sockets are
-/// IPv6 only; IPv4 has its own, so that no mapped address ever arrives.
+/// Binds a listener that nobody shares. IPv6 sockets are IPv6 only; IPv4 has its
+/// own, so that no mapped address ever arrives.
 ///
 /// # Errors
 /// Whatever bind(2) and listen(2) say; see [`is_absent_family`] for a machine
 /// without IPv6.
 pub fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    listen(addr, false)
+}
+
+/// Binds as many listeners to one address as there are workers: the kernel spreads
+/// connections over them (`SO_REUSEPORT`, socket(7)).
+///
+/// # Errors
+/// As [`bind`]; an address that another process listens on is taken, even if that
+/// process would share it.
+pub fn bind_shared(addr: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    // Only a socket that does not share finds out that somebody else does.
+    drop(listen(addr, false)?);
+    (0..workers).map(|_| listen(addr, true)).collect()
+}
+
+fn listen(addr: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -37,7 +52,9 @@ pub fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
 pub fn is_absent_family(addr: SocketAddr, e: &io::Error) -> bool {
     use nix::errno::Errno;
     let errno = e.raw_os_error().map(Errno::from_raw);
-    addr.is_ipv6() && matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
+    let everywhere = addr.ip().is_unspecified() || addr.ip().is_loopback();
+    addr.is_ipv6()
+        && (errno == Some(Errno::EAFNOSUPPORT) || everywhere && errno == Some(Errno::EADDRNOTAVAIL))
 }
 
 /// Accepts for ever. A resource that ran out (descriptors, memory) is waited for
@@ -99,13 +116,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn two_listeners_share_an_address() {
-        let one = bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let addr = one.local_addr().unwrap();
-        let two = bind(addr).unwrap();
-        assert_eq!(two.local_addr().unwrap(), addr);
-        let mut acceptor = Acceptor::new(one).unwrap();
-        drop(two);
+    async fn workers_share_an_address_and_nobody_else_does() {
+        let addr = bind("127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap();
+        let mut listeners = bind_shared(addr, 2).unwrap();
+        assert_eq!(bind_shared(addr, 2).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind(addr).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let mut acceptor = Acceptor::new(listeners.remove(0)).unwrap();
+        drop(listeners);
         let client = TcpStream::connect(addr).await.unwrap();
         let (_, from) = acceptor.accept(|e| panic!("{e}")).await;
         assert_eq!(from.0, client.local_addr().unwrap());
@@ -119,5 +136,6 @@ mod tests {
         assert!(is_absent_family(v6, &absent));
         assert!(!is_absent_family(v6, &taken));
         assert!(!is_absent_family("127.0.0.1:1".parse().unwrap(), &absent));
+        assert!(!is_absent_family("[fd00::1]:1".parse().unwrap(), &absent), "a typo is an error");
     }
 }

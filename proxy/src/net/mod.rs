@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 pub use leg::{Leg, LegIo};
-pub use listen::{Acceptor, bind, is_absent_family};
+pub use listen::{Acceptor, bind, bind_shared, is_absent_family};
 pub use original_dst::{OriginalDstError, original_dst};
 pub use prefixed::Prefixed;
 
@@ -61,17 +61,19 @@ pub fn inbound_source(dst: SocketAddr) -> IpAddr {
     }
 }
 
-/// Every address of this network namespace, canonical. An error of the kernel's
-/// gives an empty list: the caller's guards then know loopback alone.
-pub fn local_addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
-    interfaces
+/// Every address of this network namespace.
+///
+/// # Errors
+/// The kernel's, such as no descriptor left to ask with.
+pub fn local_addresses() -> std::io::Result<Vec<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?
         .filter_map(|i| i.address)
         .filter_map(|a| {
             let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
             v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
         })
-        .collect()
+        .collect();
+    Ok(addresses)
 }
 
 #[cfg(test)]
@@ -89,6 +91,6 @@ mod tests {
 
     #[test]
     fn loopback_is_among_the_local_addresses() {
-        assert!(local_addresses().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(local_addresses().unwrap().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
     }
 }

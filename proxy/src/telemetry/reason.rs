@@ -71,6 +71,8 @@ reasons! {
     NoLocalPort = "no_local_port",
     /// The connection could not be made for another reason; `detail` has it.
     ConnectFailed = "connect_failed",
+    /// A name of the policy that may be this destination has never been resolved.
+    NameUnresolved = "name_unresolved",
     /// The kernel did not know the original destination.
     NoOriginalDst = "no_original_dst",
     /// Somebody dialled one of the proxy's own ports through the proxy.
