@@ -7,7 +7,9 @@
 
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, IsCa, SanType,
+};
 pub use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use time::OffsetDateTime;
 
@@ -82,6 +84,35 @@ impl Forge {
     #[must_use]
     pub fn extended_key_usages(mut self, usages: &[ExtendedKeyUsagePurpose]) -> Self {
         self.params.extended_key_usages = usages.to_vec();
+        self
+    }
+
+    /// Makes the key usage (`digitalSignature`) an extension that readers may ignore.
+    #[must_use]
+    pub fn key_usage_not_critical(mut self) -> Self {
+        const KEY_USAGE: &[u64] = &[2, 5, 29, 15];
+        self.params.key_usages = Vec::new();
+        // A BIT STRING with its first bit set.
+        self.params
+            .custom_extensions
+            .push(CustomExtension::from_oid_content(KEY_USAGE, vec![0x03, 0x02, 0x07, 0x80]));
+        self
+    }
+
+    /// Leaves the subject empty and puts `uri` (at most 100 bytes of it) into a SAN that readers
+    /// may ignore.
+    #[must_use]
+    pub fn nameless_with_san_not_critical(mut self, uri: &str) -> Self {
+        const SUBJECT_ALTERNATIVE_NAME: &[u64] = &[2, 5, 29, 17];
+        let uri: Vec<u8> = uri.bytes().take(100).collect();
+        let length = u8::try_from(uri.len()).unwrap_or_default();
+        // A SEQUENCE of one [6] uniformResourceIdentifier, both with lengths of one byte.
+        let content = [vec![0x30, length + 2, 0x86, length], uri].concat();
+        self.sans.clear();
+        self.params.distinguished_name = DistinguishedName::new();
+        self.params
+            .custom_extensions
+            .push(CustomExtension::from_oid_content(SUBJECT_ALTERNATIVE_NAME, content));
         self
     }
 
@@ -200,6 +231,12 @@ fn bad_usages(domain: &TrustDomain) -> Result<Vec<Entry>, IssueError> {
             good()?.key_usages(&[Ku::KeyEncipherment]),
         ),
         ("no key usage", "no_digital_signature", good()?.key_usages(&[])),
+        ("key usage not critical", "key_usage_not_critical", good()?.key_usage_not_critical()),
+        (
+            "an empty subject and a SAN that is not critical",
+            "malformed",
+            good()?.nameless_with_san_not_critical(&format!("spiffe://{domain}/app")),
+        ),
         (
             "serverAuth alone",
             "eku_missing_client_auth",

@@ -7,7 +7,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use crate::refusal::{LeafSummary, PeerRefusal};
-use crate::spiffe::SpiffeId;
+use crate::spiffe::{SpiffeId, TrustDomain};
 
 /// A leaf that keeps every rule.
 pub(crate) struct Leaf {
@@ -85,7 +85,11 @@ pub(crate) fn uri_sans<'a>(
     let extension = certificate
         .subject_alternative_name()
         .map_err(|error| PeerRefusal::Malformed(format!("subject alternative name: {error}")))?;
-    let names = extension.map(|e| e.value.general_names.as_slice()).unwrap_or_default();
+    let names = extension.as_ref().map(|e| e.value.general_names.as_slice()).unwrap_or_default();
+    if certificate.subject().iter().next().is_none() && extension.is_some_and(|e| !e.critical) {
+        let what = "with an empty subject, the subject alternative name must be critical";
+        return Err(PeerRefusal::Malformed(format!("{what} (RFC 5280 §4.2.1.6)")));
+    }
     let mut uris = Vec::new();
     for name in names {
         match name {
@@ -108,7 +112,8 @@ fn usage_faults(
     if certificate.basic_constraints()?.is_some_and(|e| e.value.ca) {
         broken.push(PeerRefusal::LeafIsCa(leaf.clone()));
     }
-    let usage = certificate.key_usage()?.map(|e| e.value);
+    let extension = certificate.key_usage()?;
+    let usage = extension.as_ref().map(|e| e.value);
     if usage.is_some_and(|u| u.key_cert_sign()) {
         broken.push(PeerRefusal::KeyCertSign(leaf.clone()));
     }
@@ -119,6 +124,9 @@ fn usage_faults(
     if !usage.is_some_and(|u| u.digital_signature()) {
         broken.push(PeerRefusal::NoDigitalSignature(leaf.clone()));
     }
+    if extension.is_some_and(|e| !e.critical) {
+        broken.push(PeerRefusal::KeyUsageNotCritical(leaf.clone()));
+    }
     if let Some(purposes) = certificate.extended_key_usage()?.map(|e| e.value) {
         if !purposes.client_auth {
             broken.push(PeerRefusal::EkuMissingClientAuth(leaf.clone()));
@@ -128,6 +136,20 @@ fn usage_faults(
         }
     }
     Ok(())
+}
+
+/// Why a certificate between leaf and bundle can't be a signing certificate of SPIFFE's: one may
+/// name its trust domain, once, and never a workload (X509-SVID §2, §3.2).
+pub(crate) fn issuer_name_fault(
+    der: &CertificateDer<'_>,
+) -> Result<Option<&'static str>, PeerRefusal> {
+    let certificate = parse(der)?;
+    Ok(match uri_sans(&certificate)?.as_slice() {
+        [] => None,
+        [uri] if TrustDomain::from_id(uri).is_ok() => None,
+        [_] => Some("its URI SAN is no trust domain's"),
+        _ => Some("it has more than one URI SAN"),
+    })
 }
 
 /// Whether a certificate between leaf and bundle may sign certificates: webpki asks for `cA` alone.

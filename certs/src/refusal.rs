@@ -92,6 +92,9 @@ pub enum PeerRefusal {
     /// The leaf's key usage is absent or lacks `digitalSignature` (X509-SVID §4.3).
     #[error("the leaf's key usage lacks digitalSignature; issue it with ({0})")]
     NoDigitalSignature(LeafSummary),
+    /// The leaf's key usage may be ignored by whoever doesn't know it (X509-SVID §4.3).
+    #[error("the leaf's key usage is not marked critical; issue it so ({0})")]
+    KeyUsageNotCritical(LeafSummary),
     /// An extended key usage without `clientAuth` (X509-SVID §4.4).
     #[error("the leaf's extended key usage lacks clientAuth; an SVID has both ({0})")]
     EkuMissingClientAuth(LeafSummary),
@@ -168,6 +171,7 @@ impl PeerRefusal {
         "key_cert_sign",
         "crl_sign",
         "no_digital_signature",
+        "key_usage_not_critical",
         "eku_missing_client_auth",
         "eku_missing_server_auth",
         "untrusted_domain",
@@ -195,6 +199,7 @@ impl PeerRefusal {
             Self::KeyCertSign(_) => "key_cert_sign",
             Self::CrlSign(_) => "crl_sign",
             Self::NoDigitalSignature(_) => "no_digital_signature",
+            Self::KeyUsageNotCritical(_) => "key_usage_not_critical",
             Self::EkuMissingClientAuth(_) => "eku_missing_client_auth",
             Self::EkuMissingServerAuth(_) => "eku_missing_server_auth",
             Self::UntrustedDomain(_) => "untrusted_domain",

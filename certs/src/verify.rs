@@ -121,6 +121,12 @@ impl SvidVerifier {
         let Some(bundle) = self.bundles.of(leaf.id.trust_domain()) else {
             return Err(PeerRefusal::UntrustedDomain(summary));
         };
+        for issuer in intermediates {
+            if let Some(what) = leaf::issuer_name_fault(issuer)? {
+                let what = what.to_owned();
+                return Err(PeerRefusal::IssuerConstraint { leaf: summary, what });
+            }
+        }
         self.check_path(bundle, end_entity, intermediates, now)
             .map_err(|error| path_refusal(&error, summary, now))?;
         Ok(VerifiedPeer(Arc::new(Peer {

@@ -126,6 +126,45 @@ fn an_authority_of_the_same_domain_or_even_name_with_another_key_signs_nothing()
     assert_eq!(refusal(common::namesake(&ours, DOMAIN)), "bad_signature");
 }
 
+/// An authority between the bundle's and the leaf, with these URI SANs.
+fn intermediate(root: &CertificateAuthority, uris: &[&str]) -> CertificateAuthority {
+    let root_key = KeyPair::from_pem(&root.key_pem).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&root.cert_pem, root_key).unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::OrganizationName, "Between");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.subject_alt_names =
+        uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap())).collect();
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
+}
+
+#[test]
+fn an_authority_between_names_its_trust_domain_at_most() {
+    let root = common::root_of_intermediates(DOMAIN);
+    let server = generation_with(
+        &svid(&authority(DOMAIN), &format!("spiffe://{DOMAIN}/server")),
+        bundles(&[(DOMAIN, &root)]),
+    );
+    let domain = format!("spiffe://{DOMAIN}");
+    let workload = format!("spiffe://{DOMAIN}/ca");
+    for (uris, label) in [
+        (vec![], None),
+        (vec![domain.as_str()], None),
+        (vec![workload.as_str()], Some("issuer_constraint")),
+        (vec![domain.as_str(), "spiffe://other.example"], Some("issuer_constraint")),
+    ] {
+        let between = intermediate(&root, &uris);
+        let leaf = Forge::new(&format!("spiffe://{DOMAIN}/a")).unwrap().sign(&between).unwrap();
+        let mut chain = chain(&leaf);
+        chain.push(CertificateDer::from_pem_slice(between.cert_pem.as_bytes()).unwrap());
+        let refusal = server.verified_peer(Some(&chain)).err();
+        assert_eq!(refusal.as_ref().map(PeerRefusal::label), label, "{uris:?}: {refusal:?}");
+    }
+}
+
 #[test]
 fn a_rotation_with_both_authorities_in_the_bundle_takes_both() {
     let (old, new) = (authority(DOMAIN), authority(DOMAIN));

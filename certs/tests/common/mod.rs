@@ -232,6 +232,17 @@ impl ClientCertVerifier for Credulous {
     }
 }
 
+/// An authority that lets others issue below it.
+pub(crate) fn root_of_intermediates(domain: &str) -> CertificateAuthority {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, format!("root of {domain}"));
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
+}
+
 /// An authority that has taken another's name, with a key of its own.
 pub(crate) fn namesake(of: &CertificateAuthority, domain: &str) -> CertificateAuthority {
     let der = CertificateDer::from_pem_slice(of.cert_pem.as_bytes()).unwrap();

@@ -101,7 +101,7 @@ pub const VARIABLES: &[Variable] = &[
     var(
         "PILLION_MAX_PENDING_HANDSHAKES",
         "1024",
-        "TLS handshakes under way at once, a worker; the oldest is shed first.",
+        "TLS handshakes under way at once, a worker and direction; the oldest is shed first.",
     ),
     var("PILLION_WORKERS", "", "Worker threads. Default: the cgroup's CPUs, at most 2."),
     var(
