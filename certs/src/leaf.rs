@@ -145,6 +145,8 @@ pub(crate) fn issuer_name_fault(
 ) -> Result<Option<&'static str>, PeerRefusal> {
     let certificate = parse(der)?;
     Ok(match uri_sans(&certificate)?.as_slice() {
+        // Surplus in the chain: no path leads through it.
+        _ if !certificate.is_ca() => None,
         [] => None,
         [uri] if TrustDomain::from_id(uri).is_ok() => None,
         [_] => Some("its URI SAN is no trust domain's"),
