@@ -64,11 +64,7 @@ impl Story {
         for (claim, seen) in &self.proven {
             println!("    proven  {claim:width$}  {seen}");
         }
-        println!(
-            "\n  {} of {} proven. Everything it made is gone again.\n",
-            self.proven.len(),
-            self.proven.len()
-        );
+        println!("\n  All {} proven.\n", self.proven.len());
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pillion_testbed::{
@@ -32,15 +33,28 @@ struct Cast<'a> {
 pub(crate) fn run() -> Result<(), Failure> {
     let mut story = Story::begin();
     let bed = Testbed::new(None)?;
-    let cast = raise_the_curtain(&mut story, &bed)?;
-    on_the_wire_before(&mut story, &cast)?;
-    let (web, orders) = mesh(&mut story, &cast)?;
-    on_the_wire_after(&mut story, &cast, &web, &orders)?;
-    refuse_by_address(&mut story, &cast, &orders)?;
-    refuse_by_identity(&mut story, &cast, &orders)?;
-    edit_while_running(&mut story, &cast, &orders)?;
+    play(&mut story, &bed)?;
+    let made = bed.directory().to_path_buf();
+    drop(bed);
+    let ours = format!("{}-", std::process::id());
+    let namespaces = complete(Command::new("ip").args(["netns", "list"]))?;
+    story.prove(
+        "nothing of it is left behind",
+        !made.exists() && !namespaces.lines().any(|line| line.contains(&ours)),
+        "pods, processes and files are gone",
+    )?;
     story.end();
     Ok(())
+}
+
+fn play(story: &mut Story, bed: &Testbed) -> Result<(), Failure> {
+    let cast = raise_the_curtain(story, bed)?;
+    on_the_wire_before(story, &cast)?;
+    let (web, orders) = mesh(story, &cast)?;
+    on_the_wire_after(story, &cast, &web, &orders)?;
+    refuse_by_address(story, &cast, &orders)?;
+    refuse_by_identity(story, &cast, &orders)?;
+    edit_while_running(story, &cast, &orders)
 }
 
 fn raise_the_curtain<'a>(story: &mut Story, bed: &'a Testbed) -> Result<Cast<'a>, Failure> {
@@ -223,7 +237,7 @@ fn refuse_by_address(story: &mut Story, cast: &Cast<'_>, orders: &Sidecar) -> Re
     let bytes: String = denied.iter().map(|line| line.text("bytes_to_app")).collect();
     story.prove(
         "a peer outside the allowed addresses is refused",
-        !(plain.code == Some(0)) && !(answer.code == Some(0)) && bytes.bytes().all(|b| b == b'0'),
+        plain.code != Some(0) && answer.code != Some(0) && bytes.bytes().all(|b| b == b'0'),
         format!("{from} was denied before any TLS, and nginx got not one byte"),
     )
 }
@@ -236,10 +250,11 @@ fn refuse_by_identity(story: &mut Story, cast: &Cast<'_>, orders: &Sidecar) -> R
         cast.orders.v4(),
         plain.stderr.trim()
     ));
+    story.say("What curl could not read is a TLS alert. nginx never heard of it.");
     orders.wait_logs("refused plaintext", 1, |line| line.is("inbound", "plaintext_refused"))?;
     story.prove(
         "plaintext is refused where mTLS is wanted",
-        !(plain.code == Some(0)),
+        plain.code != Some(0),
         "the address was right, and a strict port still wants a certificate",
     )?;
     let _sidecar = cast.batch.mesh(cast.bed, MeshOptions::new(caller_policy(cast), BATCH))?;
@@ -254,7 +269,7 @@ fn refuse_by_identity(story: &mut Story, cast: &Cast<'_>, orders: &Sidecar) -> R
     })?;
     story.prove(
         "a peer with another identity is refused",
-        !(answer.code == Some(0)) && !denied.is_empty(),
+        answer.code != Some(0) && !denied.is_empty(),
         format!("{BATCH} shook hands, and was told no"),
     )
 }
