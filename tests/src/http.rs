@@ -1,4 +1,4 @@
-//! One GET: enough for health and metrics.
+//! One request: enough for health, metrics and admin.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -10,8 +10,21 @@ use crate::{Context, Failure, Pod};
 /// # Errors
 /// No connection, or no HTTP answer within 20 s.
 pub fn get(pod: &Pod, to: SocketAddr, path: &str) -> Result<(u16, String), Failure> {
+    request(pod, to, "GET", path)
+}
+
+/// The same with any method, and without a body.
+///
+/// # Errors
+/// As [`get`].
+pub fn request(
+    pod: &Pod,
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+) -> Result<(u16, String), Failure> {
     let mut stream = pod.connect(to)?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {to}\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {to}\r\n\r\n");
     stream.write_all(request.as_bytes()).context(|| format!("asking {to} for {path}"))?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context(|| format!("the answer of {to}{path}"))?;

@@ -10,6 +10,11 @@ pub const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 /// An identity of the mesh that no policy names.
 pub const STRANGER: &str = "spiffe://cluster.local/ns/shop/sa/stranger";
 
+/// The trust domain of a partner's mesh.
+pub const PARTNER_DOMAIN: &str = "partner.example.net";
+/// An identity of the partner's mesh.
+pub const PARTNER: &str = "spiffe://partner.example.net/ns/shop/sa/partner";
+
 /// The directions, as the label and the log field `direction` say them.
 pub mod direction {
     /// A peer calls this pod.
@@ -39,6 +44,12 @@ pub mod field {
     pub const TLS: &str = "tls";
     /// The rule that decided.
     pub const RULE: &str = "rule";
+    /// What the audit rules would have decided, where that differs.
+    pub const SHADOW_VERDICT: &str = "shadow_verdict";
+    /// The rule that would have decided.
+    pub const SHADOW_RULE: &str = "shadow_rule";
+    /// What a line that is not of the access log says.
+    pub const MESSAGE: &str = "message";
     /// Bytes that the app got.
     pub const BYTES_TO_APP: &str = "bytes_to_app";
     /// Bytes that the app gave.
@@ -47,12 +58,18 @@ pub mod field {
 
 /// Metrics.
 pub mod metric {
+    /// Connections that were accepted, by `direction`.
+    pub const OPENED: &str = "pillion_tcp_connections_opened_total";
     /// Connections that have ended, by `direction` and `reason`.
     pub const CLOSED: &str = "pillion_tcp_connections_closed_total";
     /// Connections that are open, by `direction`.
     pub const OPEN: &str = "pillion_tcp_connections_open";
     /// Verdicts, by `direction`, `decision`, `mode` and `rule`.
     pub const DECISIONS: &str = "pillion_authz_decisions_total";
+    /// Errors of accept(2), by `errno`.
+    pub const ACCEPT_ERRORS: &str = "pillion_accept_errors_total";
+    /// Open connections that a new policy has ended, by `rule`.
+    pub const TERMINATED: &str = "pillion_authz_terminated_total";
     /// Handshakes, by `direction` and `result`.
     pub const HANDSHAKES: &str = "pillion_tls_handshakes_total";
     /// Attempts of a pod to dial its own sidecar's ports.
@@ -91,6 +108,16 @@ pub mod reason {
     pub const CONNECT_REFUSED: &str = "connect_refused";
     /// The pod dialled its own sidecar.
     pub const SELF_CALL: &str = "self_call";
+    /// No certificate is loaded yet.
+    pub const NO_CERTIFICATE: &str = "no_certificate";
+    /// No policy is loaded yet.
+    pub const NO_POLICY: &str = "no_policy";
+    /// A name of the policy has never been resolved, and could be the destination's.
+    pub const NAME_UNRESOLVED: &str = "name_unresolved";
+    /// As many connections are open as may be.
+    pub const CONNECTION_LIMIT: &str = "connection_limit";
+    /// Too many handshakes were under way, and this was the oldest.
+    pub const HANDSHAKE_SHED: &str = "handshake_shed";
     /// The drain's deadline passed.
     pub const SHUTDOWN: &str = "shutdown";
 }

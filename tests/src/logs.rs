@@ -20,6 +20,16 @@ impl LogLine {
             .collect()
     }
 
+    /// The other lines: what the process says of itself.
+    pub(crate) fn messages(printed: &str) -> Vec<Self> {
+        printed
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|line| line.get(field::MESSAGE).is_some())
+            .map(Self)
+            .collect()
+    }
+
     /// A field as text; empty when it is absent or null, so that a test can compare it at once.
     #[must_use]
     pub fn text(&self, name: &str) -> String {
@@ -64,5 +74,8 @@ mod tests {
         assert_eq!(lines[0].text("bytes"), "7");
         assert_eq!(lines[0].text("rule"), "");
         assert!(lines[0].mentions("inbound") && !lines[0].mentions("ready"));
+        let said = LogLine::messages(printed);
+        assert_eq!(said.len(), 1);
+        assert_eq!(said[0].text("message"), "ready");
     }
 }

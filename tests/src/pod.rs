@@ -128,14 +128,27 @@ impl Pod {
     /// A command that will run in the pod as root, without an end of its own; for [`Pod::spawn`].
     #[must_use]
     pub fn daemon(&self, program: impl AsRef<OsStr>) -> Command {
-        inside(&self.namespace, program)
+        let mut command = inside(&self.namespace);
+        command.arg(program);
+        command
     }
 
     /// The same as another user, with no further group and no capability.
     #[must_use]
     pub fn daemon_as(&self, user: &str, program: impl AsRef<OsStr>) -> Command {
-        let mut command = self.daemon("setpriv");
-        command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]).arg(program);
+        self.daemon_through(&[], user, program)
+    }
+
+    /// The same, started through `launcher`, which runs as root and then becomes the program.
+    pub(crate) fn daemon_through(
+        &self,
+        launcher: &[String],
+        user: &str,
+        program: impl AsRef<OsStr>,
+    ) -> Command {
+        let mut command = inside(&self.namespace);
+        command.args(launcher).args(["setpriv", "--reuid", user, "--regid", user]);
+        command.args(["--clear-groups", "--"]).arg(program);
         command
     }
 
@@ -186,7 +199,14 @@ impl Pod {
     /// [`Failure::Io`] with the kernel's answer.
     pub fn listen(&self, on: SocketAddr) -> Result<TcpListener, Failure> {
         self.enter(|| {
-            let listener = TcpListener::bind(on).context(|| format!("listening on {on}"))?;
+            // A listener that was just dropped may live on for a moment in a child of another
+            // test's thread, between fork(2) and execve(2), which closes it.
+            let listener =
+                wait_until("a free port", SOCKET_LIMIT, || match TcpListener::bind(on) {
+                    Ok(listener) => Ok(Some(listener)),
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+                    Err(error) => Err(error).context(|| format!("listening on {on}")),
+                })?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         })
@@ -226,16 +246,19 @@ impl Pod {
 
     /// A command that will run in the switch's namespace.
     pub(crate) fn on_switch(&self, program: &str) -> Command {
-        inside(&self.shared.switch(), program)
+        let mut command = inside(&self.shared.switch());
+        command.arg(program);
+        command
     }
 }
 
-fn inside(name: &str, program: impl AsRef<OsStr>) -> Command {
+/// The beginning of a command that runs in a namespace; the program follows.
+fn inside(name: &str) -> Command {
     let mut net = OsString::from("--net=");
     net.push(namespace::path(name));
     let mut command = Command::new("nsenter");
     // Programs that give up root may not be let into the directory that the test runs in.
-    command.current_dir("/").arg(net).arg("--").arg(program);
+    command.current_dir("/").arg(net).arg("--");
     command
 }
 
@@ -252,6 +275,18 @@ pub fn accept(listener: &TcpListener) -> Result<TcpStream, Failure> {
     stream.set_nonblocking(false)?;
     limit(&stream)?;
     Ok(stream)
+}
+
+/// Checks that nobody has connected to an app's listener, made by [`Pod::listen`].
+///
+/// # Errors
+/// Somebody has.
+pub fn untouched(app: &TcpListener) -> Result<(), Failure> {
+    match app.accept() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        Ok((_, from)) => Err(Failure::Unexpected(format!("the app was reached from {from}"))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn limit(stream: &TcpStream) -> Result<(), Failure> {

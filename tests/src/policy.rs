@@ -31,6 +31,13 @@ pub fn serve_in_mode(mode: &str) -> String {
     inbound(mode, "  - {name: everyone, action: allow, from: [{any: true}]}\n")
 }
 
+/// A policy of which only the part after the head is given, to say what no other function here
+/// says.
+#[must_use]
+pub fn with_body(body: &str) -> String {
+    format!("{HEAD}{body}")
+}
+
 fn inbound(mode: &str, rules: &str) -> String {
     format!(
         "{HEAD}inbound:\n  mtls: {mode}\n  defaultAction: deny\n  rules:\n{rules}\

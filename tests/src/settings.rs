@@ -82,9 +82,9 @@ fn beside_this_test() -> Result<PathBuf, Failure> {
     let executable = std::env::current_exe()?;
     let mut above = executable.ancestors().skip(1);
     let directory = above.find(|directory| !directory.ends_with("deps"));
-    directory.map(PathBuf::from).ok_or_else(|| {
-        Failure::Unexpected(format!("{} is in no directory", executable.display()))
-    })
+    directory
+        .map(PathBuf::from)
+        .ok_or_else(|| Failure::Unexpected(format!("{} is in no directory", executable.display())))
 }
 
 fn bad_variable(name: &str, value: &OsString, wanted: &str) -> Failure {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::exec::tail;
-use crate::labels::{metric, port};
+use crate::labels::{field, metric, port};
 use crate::testbed::give_to;
 use crate::{
     Context, Failure, LogLine, Metrics, Pod, Process, Testbed, complete, http, wait_until,
@@ -41,6 +41,17 @@ pub struct MeshOptions {
     pub certificates: CertificateSource,
     /// Further environment of the proxy.
     pub env: Vec<(String, String)>,
+    /// What is in the pod when the proxy starts.
+    present: Present,
+    /// The program that the proxy is started through, and its arguments.
+    launcher: Vec<String>,
+}
+
+/// Which files are there when the proxy starts.
+#[derive(Debug, Clone, Copy)]
+struct Present {
+    policy: bool,
+    certificates: bool,
 }
 
 impl MeshOptions {
@@ -52,6 +63,8 @@ impl MeshOptions {
             identity: identity.to_owned(),
             certificates: CertificateSource::Mesh,
             env: Vec::new(),
+            present: Present { policy: true, certificates: true },
+            launcher: Vec::new(),
         }
     }
 
@@ -66,6 +79,39 @@ impl MeshOptions {
     #[must_use]
     pub fn certificates_from(mut self, directory: PathBuf) -> Self {
         self.certificates = CertificateSource::Directory(directory);
+        self
+    }
+
+    /// The same with no policy file at the start; [`Sidecar::set_policy`] brings it.
+    #[must_use]
+    pub fn without_policy(mut self) -> Self {
+        self.present.policy = false;
+        self
+    }
+
+    /// The same with no certificate files at the start; [`Sidecar::issue`] brings them.
+    #[must_use]
+    pub fn without_certificates(mut self) -> Self {
+        self.present.certificates = false;
+        self
+    }
+
+    /// The same with a resolv.conf of the proxy's own, as a container has; no other program sees
+    /// it.
+    #[must_use]
+    pub fn resolv_conf(mut self, file: &Path) -> Self {
+        let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+        let words = ["unshare", "--mount", "--", "sh", "-c", mount];
+        self.launcher.extend(words.map(str::to_owned));
+        self.launcher.push(file.display().to_string());
+        self
+    }
+
+    /// The same with so many file descriptors at most, soft and hard.
+    #[must_use]
+    pub fn descriptors(mut self, most: u32) -> Self {
+        let limit = format!("--nofile={most}:{most}");
+        self.launcher.extend(["prlimit".to_owned(), limit]);
         self
     }
 }
@@ -85,23 +131,35 @@ impl Pod {
     /// # Errors
     /// A binary is missing or fails, or the proxy is not ready within 10 s.
     pub fn mesh(&self, bed: &Testbed, options: MeshOptions) -> Result<Sidecar, Failure> {
+        let mut sidecar = self.mesh_unready(bed, options)?;
+        sidecar.wait_ready()?;
+        Ok(sidecar)
+    }
+
+    /// Installs the redirect rules and starts the proxy, and waits for nothing.
+    ///
+    /// # Errors
+    /// A binary is missing or fails.
+    pub fn mesh_unready(&self, bed: &Testbed, options: MeshOptions) -> Result<Sidecar, Failure> {
         for directory in [policy_directory(self), tls_directory(self)] {
             fs::create_dir_all(&directory).context(|| directory.display().to_string())?;
         }
-        write_policy(self, &options.policy)?;
-        let from = match &options.certificates {
-            CertificateSource::Directory(directory) => directory.clone(),
-            CertificateSource::Mesh => {
-                let name = format!("{}-issued.0", self.name());
-                bed.issue(&bed.ca()?, &options.identity, &name)?
-            }
-        };
-        publish_certificates(self, &from, 0)?;
+        if options.present.policy {
+            write_policy(self, &options.policy)?;
+        }
+        if options.present.certificates {
+            let from = match &options.certificates {
+                CertificateSource::Directory(directory) => directory.clone(),
+                CertificateSource::Mesh => {
+                    let name = format!("{}-issued.0", self.name());
+                    bed.issue(&bed.ca()?, &options.identity, &name)?
+                }
+            };
+            publish_certificates(self, &from, 0)?;
+        }
         complete(&mut self.init()?)?;
         let process = start(self, &options)?;
-        let mut sidecar = Sidecar { pod: self.clone(), options, process, generation: 0 };
-        sidecar.wait_ready()?;
-        Ok(sidecar)
+        Ok(Sidecar { pod: self.clone(), options, process, generation: 0 })
     }
 
     /// `pillion-init` in this pod, as root; arguments may follow.
@@ -114,6 +172,14 @@ impl Pod {
 }
 
 impl Sidecar {
+    /// Asks a health endpoint: the status, and what it says is pending.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn health(&self, path: &str) -> Result<(u16, String), Failure> {
+        http::get(&self.pod, local(port::HEALTH), path)
+    }
+
     /// The proxy's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -209,6 +275,26 @@ impl Sidecar {
         Ok(LogLine::all(&printed))
     }
 
+    /// What the proxy that runs now has said of itself, where it holds `part`.
+    ///
+    /// # Errors
+    /// Its output cannot be read.
+    pub fn messages(&self, part: &str) -> Result<Vec<LogLine>, Failure> {
+        let said = LogLine::messages(&self.process.stdout()?).into_iter();
+        Ok(said.filter(|line| line.text(field::MESSAGE).contains(part)).collect())
+    }
+
+    /// Waits until the proxy has said something.
+    ///
+    /// # Errors
+    /// It has not after 10 s.
+    pub fn wait_message(&self, part: &str) -> Result<Vec<LogLine>, Failure> {
+        wait_until(&format!("pod {}: \"{part}\"", self.pod.name()), LIMIT, || {
+            let said = self.messages(part)?;
+            Ok((!said.is_empty()).then_some(said))
+        })
+    }
+
     /// Waits for `count` lines of the access log that `wanted` picks, and returns those there are.
     ///
     /// # Errors
@@ -232,6 +318,17 @@ impl Sidecar {
     /// The file cannot be written.
     pub fn set_policy(&self, text: &str) -> Result<(), Failure> {
         write_policy(&self.pod, text)
+    }
+
+    /// The same, and waits until it is in force.
+    ///
+    /// # Errors
+    /// It is not within 10 s.
+    pub fn load_policy(&self, text: &str) -> Result<(), Failure> {
+        let hash = || Ok::<_, Failure>(self.metrics()?.by(metric::POLICY, "hash"));
+        let before = hash()?;
+        self.set_policy(text)?;
+        wait_until("the new policy", LIMIT, || Ok((hash()? != before).then_some(())))
     }
 
     /// Replaces the certificates, in one step, by new ones of the same identity.
@@ -288,7 +385,8 @@ fn tls_directory(pod: &Pod) -> PathBuf {
 fn start(pod: &Pod, options: &MeshOptions) -> Result<Process, Failure> {
     let user = PROXY_USER.to_string();
     let tls = tls_directory(pod);
-    let mut command = pod.daemon_as(&user, pod.settings().binary("pillion-proxy")?);
+    let proxy = pod.settings().binary("pillion-proxy")?;
+    let mut command = pod.daemon_through(&options.launcher, &user, proxy);
     command
         .env("PILLION_POLICY_FILE", policy_directory(pod).join("policy.yaml"))
         .env("PILLION_TLS_CERT_FILE", tls.join("tls.crt"))

@@ -14,7 +14,7 @@ use pillion_testbed::labels::{
 use pillion_testbed::stream::{Outcome, ask, read_to_end};
 use pillion_testbed::{
     Failure, LogLine, MeshOptions, Metrics, Pod, Process, Sidecar, Testbed, accept, finish, policy,
-    run,
+    run, untouched,
 };
 
 const APP: u16 = 8080;
@@ -28,15 +28,6 @@ const QUICKLY: Duration = Duration::from_secs(2);
 /// `TIMES` as metrics count.
 fn times() -> f64 {
     TIMES as f64
-}
-
-/// Checks that nobody has connected to the app.
-fn untouched(app: &TcpListener) -> Result<(), Failure> {
-    match app.accept() {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-        Ok((_, from)) => Err(Failure::Unexpected(format!("the app was reached from {from}"))),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Dials the app `TIMES` times and requires to be turned away quickly each time.

@@ -1,0 +1,279 @@
+//! Destinations by name, with a nameserver that changes its mind, lies and dies.
+
+use std::fs;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, reason};
+use pillion_testbed::stream::{ask, pass, read_exactly};
+use pillion_testbed::{
+    Context, Failure, LogLine, MeshOptions, Pod, Process, Sidecar, Testbed, accept, policy, run,
+    untouched, wait_until,
+};
+
+const APP: u16 = 8080;
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The proxy asks again on a miss at most once in this time, a name.
+const MISS_FLOOR: Duration = Duration::from_secs(1);
+
+/// No test lasts for as long as an answer with this time to live holds, in seconds.
+const LONG: u32 = 300;
+
+/// A name and its addresses.
+type Record<'a> = (&'a str, &'a [IpAddr]);
+
+/// A pod with a nameserver, whose answers can be changed while it runs. It has no one to ask
+/// itself: what it does not know, it refuses to answer.
+struct Nameserver {
+    pod: Pod,
+    process: Process,
+    records: PathBuf,
+}
+
+impl Nameserver {
+    fn start(bed: &Testbed, seconds: u32, records: &[Record<'_>]) -> Result<Self, Failure> {
+        let pod = bed.pod("dns")?;
+        let file = pod.path("records");
+        write_records(&file, records)?;
+        let mut command = pod.daemon("dnsmasq");
+        command.args(["--keep-in-foreground", "--log-facility=-", "--user=root", "--no-resolv"]);
+        command.args(["--no-hosts", "--conf-file=/dev/null", "--bind-interfaces"]);
+        command.arg(format!("--listen-address={}", pod.v4()));
+        command.arg(format!("--local-ttl={seconds}"));
+        command.arg(format!("--pid-file={}", pod.path("pid").display()));
+        command.arg(format!("--addn-hosts={}", file.display()));
+        let process = pod.spawn("dnsmasq", &mut command)?;
+        pod.wait_for_port(SocketAddr::new(pod.v4(), 53))?;
+        Ok(Self { pod, process, records: file })
+    }
+
+    /// Changes the answers, and returns when the new ones are given.
+    fn answer(&self, records: &[Record<'_>]) -> Result<(), Failure> {
+        let read = format!("read {}", self.records.display());
+        let times = || Ok::<_, Failure>(self.process.stderr()?.matches(&read).count());
+        let before = times()?;
+        write_records(&self.records, records)?;
+        self.process.signal(Signal::SIGHUP)?;
+        wait_until("the nameserver's new answers", LIMIT, || Ok((times()? > before).then_some(())))
+    }
+
+    /// The resolv.conf of those who ask it.
+    fn resolv_conf(&self) -> Result<PathBuf, Failure> {
+        let file = self.pod.path("resolv.conf");
+        fs::write(&file, format!("nameserver {}\n", self.pod.v4()))?;
+        Ok(file)
+    }
+}
+
+fn write_records(file: &PathBuf, records: &[Record<'_>]) -> Result<(), Failure> {
+    let lines: String = records
+        .iter()
+        .flat_map(|(name, addresses)| addresses.iter().map(move |a| format!("{a} {name}\n")))
+        .collect();
+    fs::write(file, lines).context(|| file.display().to_string())
+}
+
+/// Outbound by name: `orders.shop.test` is meshed; further destinations may stand before it.
+fn by_name(default: &str, before: &str) -> String {
+    policy::with_body(&format!(
+        "inbound: {{mtls: strict, defaultAction: deny}}\n\
+         outbound:\n  defaultAction: {default}\n  destinations:\n{before}\
+         \x20 - {{name: orders, hosts: [orders.shop.test], action: mtls, \
+         serverIdentities: [\"{SERVER}\"]}}\n"
+    ))
+}
+
+fn serve(bed: &Testbed, server: &Pod) -> Result<Sidecar, Failure> {
+    server.mesh(bed, MeshOptions::new(policy::serve(&[CLIENT]), SERVER))
+}
+
+fn call(bed: &Testbed, client: &Pod, dns: &Nameserver, text: &str) -> Result<Sidecar, Failure> {
+    let options = MeshOptions::new(text.to_owned(), CLIENT).resolv_conf(&dns.resolv_conf()?);
+    client.mesh(bed, options)
+}
+
+/// One message there and back over a new connection to each address.
+fn exchange(client: &Pod, server: &Pod, addresses: &[IpAddr]) -> Result<(), Failure> {
+    for address in addresses {
+        let listener = server.listen(SocketAddr::new(*address, APP))?;
+        let mut asking = client.connect(listener.local_addr()?)?;
+        asking.write_all(b"to whom it may concern")?;
+        let mut answering = accept(&listener)?;
+        assert_eq!(read_exactly(&mut answering, 22)?, b"to whom it may concern");
+        pass(&mut answering, &mut asking, b"and back")?;
+    }
+    Ok(())
+}
+
+/// Waits until the proxy may ask again, whatever it asked before.
+fn pass_miss_floor() -> Result<(), Failure> {
+    let start = Instant::now();
+    wait_until("the next question", LIMIT, || {
+        Ok((start.elapsed() > MISS_FLOOR + Duration::from_millis(200)).then_some(()))
+    })
+}
+
+/// Calls an address that no name has: it makes the proxy ask for all of them. Nobody listens there.
+fn miss(client: &Pod, dns: &Nameserver) -> Result<(), Failure> {
+    pass_miss_floor()?;
+    let outcome = ask(client, SocketAddr::new(dns.pod.v4(), APP), b"anybody?")?;
+    assert!(outcome.is_turned_away(), "{outcome:?}");
+    Ok(())
+}
+
+/// Checks that exactly `count` connections left, all by `rule` and in `tls`.
+fn all_left(caller: &Sidecar, count: usize, tls: &str, rule: &str) -> Result<(), Failure> {
+    let picked = |line: &LogLine| line.text(field::TLS) == tls && line.text(field::RULE) == rule;
+    let lines = caller.wait_logs(&format!("{tls} by {rule}"), count, picked)?;
+    assert_eq!(lines.len(), count, "{lines:?}");
+    assert!(lines.iter().all(|line| line.is(direction::OUTBOUND, reason::CLOSED)), "{lines:?}");
+    let by_rule = [("direction", direction::OUTBOUND), ("decision", "allow"), ("rule", rule)];
+    caller.wait_metric(metric::DECISIONS, &by_rule, count as f64)
+}
+
+#[test]
+fn a_name_stands_for_its_addresses_and_a_new_one_is_found_at_once() {
+    run("hosts", |bed| {
+        let (server, next, client) = (bed.pod("srv")?, bed.pod("nxt")?, bed.pod("cli")?);
+        let (old, new) = (server.addresses(), next.addresses());
+        let dns = Nameserver::start(bed, LONG, &[("orders.shop.test", &old)])?;
+        let _callees = (serve(bed, &server)?, serve(bed, &next)?);
+        let caller = call(bed, &client, &dns, &by_name("passthrough", ""))?;
+        exchange(&client, &server, &old)?;
+        all_left(&caller, old.len(), "mtls", "orders")?;
+
+        dns.answer(&[("orders.shop.test", &new)])?;
+        pass_miss_floor()?;
+        // Strict, it would refuse plaintext; the old answer would have held for minutes yet.
+        exchange(&client, &next, &new)?;
+        all_left(&caller, old.len() + new.len(), "mtls", "orders")?;
+        let decisions = caller.metrics()?.by(metric::DECISIONS, "rule");
+        assert_eq!(decisions.keys().collect::<Vec<_>>(), ["orders"], "{decisions:?}");
+        Ok(())
+    });
+}
+
+/// The question for the address of `orders.shop.test`, over TCP (RFC 1035, 4.2.2).
+fn ask_over_tcp(client: &Pod, dns: &Nameserver) -> Result<(), Failure> {
+    let header = b"\0\x22\x12\x34\x01\0\0\x01\0\0\0\0\0\0";
+    let question = b"\x06orders\x04shop\x04test\0\0\x01\0\x01";
+    let mut stream = client.connect(SocketAddr::new(dns.pod.v4(), 53))?;
+    stream.write_all(&[header.as_slice(), question].concat())?;
+    let answer = read_exactly(&mut stream, 10)?;
+    assert_eq!(answer.get(2..4), Some([0x12, 0x34].as_slice()), "not to the question: {answer:?}");
+    assert_eq!(answer.get(8..10), Some([0, 1].as_slice()), "not one address: {answer:?}");
+    Ok(())
+}
+
+/// The app asks over TCP as well, which the policy never matches: neither here, where it denies
+/// all else.
+#[test]
+fn where_all_else_is_denied_names_and_the_nameserver_are_reached() {
+    run("hosts-deny", |bed| {
+        let (server, other, client) = (bed.pod("srv")?, bed.pod("oth")?, bed.pod("cli")?);
+        let addresses = server.addresses();
+        let dns = Nameserver::start(bed, LONG, &[("orders.shop.test", &addresses)])?;
+        let _callee = serve(bed, &server)?;
+        let caller = call(bed, &client, &dns, &by_name("deny", ""))?;
+        ask_over_tcp(&client, &dns)?;
+        exchange(&client, &server, &addresses)?;
+        all_left(&caller, addresses.len(), "mtls", "orders")?;
+        for (to, port) in [(&other, APP), (&dns.pod, 80), (&other, 53)] {
+            let app = to.listen(SocketAddr::new(to.v4(), port))?;
+            assert!(ask(&client, app.local_addr()?, b"in the clear?")?.is_turned_away());
+            untouched(&app)?;
+        }
+        let labels = [("direction", direction::OUTBOUND), ("reason", reason::DENIED)];
+        caller.wait_metric(metric::CLOSED, &labels, 3.0)
+    });
+}
+
+/// Whoever forges an answer may add to what is protected, never take from it.
+#[test]
+fn no_answer_turns_mtls_into_plaintext() {
+    run("hosts-forged", |bed| {
+        let (server, ledger, open) = (bed.pod("srv")?, bed.pod("led")?, bed.pod("opn")?);
+        let client = bed.pod("cli")?;
+        let (orders, ledgers, opens) = (server.addresses(), ledger.addresses(), open.addresses());
+        let honest: [Record<'_>; 2] = [("orders.shop.test", &orders), ("open.shop.test", &opens)];
+        let dns = Nameserver::start(bed, LONG, &honest)?;
+        let _callees = (serve(bed, &server)?, serve(bed, &ledger)?);
+        let blocks: Vec<String> = ledgers.iter().map(|ip| format!("\"{ip}\"")).collect();
+        let before = format!(
+            "  - {{name: open, hosts: [open.shop.test], action: passthrough}}\n\
+             \x20 - {{name: ledger, ipBlocks: [{}], action: mtls, \
+             serverIdentities: [\"{SERVER}\"]}}\n",
+            blocks.join(", ")
+        );
+        let caller = call(bed, &client, &dns, &by_name("passthrough", &before))?;
+        exchange(&client, &open, &opens)?;
+        all_left(&caller, opens.len(), "passthrough", "open")?;
+
+        let forged = [orders.clone(), ledgers.clone()].concat();
+        dns.answer(&[("orders.shop.test", &orders), ("open.shop.test", &forged)])?;
+        // Any address that is not known makes the proxy ask, and swallow the lie.
+        miss(&client, &dns)?;
+        exchange(&client, &open, &opens)?;
+        let unnamed = |line: &LogLine| {
+            line.is(direction::OUTBOUND, reason::CLOSED) && line.text(field::RULE) == "default"
+        };
+        caller.wait_logs("what the lie has left of the name", opens.len(), unnamed)?;
+        exchange(&client, &server, &orders)?;
+        all_left(&caller, orders.len(), "mtls", "orders")?;
+        exchange(&client, &ledger, &ledgers)?;
+        all_left(&caller, ledgers.len(), "mtls", "ledger")
+    });
+}
+
+#[test]
+fn a_nameserver_that_dies_takes_no_address_away() {
+    run("hosts-dead", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let addresses = server.addresses();
+        let dns = Nameserver::start(bed, 1, &[("orders.shop.test", &addresses)])?;
+        let _callee = serve(bed, &server)?;
+        let caller = call(bed, &client, &dns, &by_name("passthrough", ""))?;
+        exchange(&client, &server, &addresses)?;
+        drop(dns);
+        // Asked again when its time is over, the name has no answer.
+        caller.wait_message("can't be resolved")?;
+        exchange(&client, &server, &addresses)?;
+        all_left(&caller, 2 * addresses.len(), "mtls", "orders")
+    });
+}
+
+/// Whose addresses nobody has ever said cannot be told from the rest: nothing is served before.
+#[test]
+fn without_a_nameserver_it_is_not_ready() {
+    run("hosts-none", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let addresses = server.addresses();
+        let dns = Nameserver::start(bed, LONG, &[("orders.shop.test", &addresses)])?;
+        let resolv_conf = dns.resolv_conf()?;
+        dns.process.signal(Signal::SIGSTOP)?;
+        let _callee = serve(bed, &server)?;
+        let text = by_name("passthrough", "");
+        let options = MeshOptions::new(text, CLIENT).resolv_conf(&resolv_conf);
+        let mut caller = client.mesh_unready(bed, options)?;
+        caller.wait_message("can't be resolved")?;
+        let outcome = ask(&client, SocketAddr::new(server.v4(), APP), b"in the clear?")?;
+        assert!(outcome.is_turned_away(), "{outcome:?}");
+        let unresolved = [("direction", direction::OUTBOUND), ("reason", reason::NAME_UNRESOLVED)];
+        caller.wait_metric(metric::CLOSED, &unresolved, 1.0)?;
+        caller.wait_logs("the refusal", 1, |line| {
+            line.is(direction::OUTBOUND, reason::NAME_UNRESOLVED)
+                && line.text(field::DETAIL).contains("orders.shop.test")
+        })?;
+        let (status, pending) = caller.health("/healthz/ready")?;
+        assert_eq!((status, pending.as_str()), (503, "pending: names in the policy\n"));
+
+        dns.process.signal(Signal::SIGCONT)?;
+        caller.wait_ready()?;
+        exchange(&client, &server, &addresses)?;
+        all_left(&caller, addresses.len(), "mtls", "orders")
+    });
+}
