@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::dial::dial;
 use crate::live::{Conn, Registry, Shared, Tls};
 use crate::net::{self, Leg, LegIo, OriginalDst};
-use crate::policy::{Destination, OutboundAction, OutboundDecision, Shadow};
+use crate::policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Shadow};
 use crate::relay::{Ended, Limits, relay};
 use crate::telemetry::{CloseReason, Direction};
 use crate::tls::{self, ClientStream};
@@ -92,7 +92,10 @@ async fn decide(
     dst: OriginalDst,
 ) -> Result<OutboundDecision, CloseReason> {
     let mut decision = evaluate(shared, dst)?;
-    if !matches!(decision, OutboundDecision::Deny { .. }) {
+    // A destination that denies is final; the default is what is left when no name
+    // is known to have this address.
+    let denied = matches!(&decision, OutboundDecision::Deny { rule } if **rule != *DEFAULT_RULE);
+    if !denied {
         shared.resolve_miss(dst.0.ip()).await;
         // Whatever came of it: the policy may have changed during the wait, too.
         decision = evaluate(shared, dst)?;
@@ -117,7 +120,8 @@ fn unknown_name(
     let hosts = shared.published.hosts.load();
     let policy = shared.published.policy.load();
     let policy = policy.as_deref()?;
-    if policy.hosts().iter().all(|host| hosts.0.contains_key(host)) {
+    let known = |host: &Arc<str>| hosts.is_known(host, dst.0.ip());
+    if policy.hosts().iter().all(known) {
         return None;
     }
     let stricter = |action: OutboundAction| match decision {
@@ -128,7 +132,7 @@ fn unknown_name(
     let on_port = |ports: Option<&[u16]>| ports.is_none_or(|ports| ports.contains(&dst.0.port()));
     let candidates =
         policy.destinations().iter().filter(|d| stricter(d.action()) && on_port(d.ports()));
-    candidates.flat_map(|d| d.hosts()).find(|host| !hosts.0.contains_key(*host)).cloned()
+    candidates.flat_map(|d| d.hosts()).find(|host| !known(host)).cloned()
 }
 
 /// What the policy of this moment says.

@@ -277,3 +277,43 @@ fn without_a_nameserver_it_is_not_ready() {
         all_left(&caller, addresses.len(), "mtls", "orders")
     });
 }
+
+/// One of the two questions is answered and the other refused: that is no answer for the other.
+#[test]
+fn half_an_answer_takes_no_address_away() {
+    run("hosts-half", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let addresses = server.addresses();
+        let [v4, v6] = addresses.as_slice() else { return Ok(()) };
+        let (v4, v6) = (std::slice::from_ref(v4), std::slice::from_ref(v6));
+        let dns = Nameserver::start(bed, 1, &[("orders.shop.test", &addresses)])?;
+        let _callee = serve(bed, &server)?;
+        let caller = call(bed, &client, &dns, &by_name("passthrough", ""))?;
+        exchange(&client, &server, &addresses)?;
+        for half in [v6, v4] {
+            dns.answer(&[("orders.shop.test", half)])?;
+            miss(&client, &dns)?;
+            exchange(&client, &server, &addresses)?;
+        }
+        all_left(&caller, 3 * addresses.len(), "mtls", "orders")
+    });
+}
+
+/// Where everything else is denied, too, and without a rule for the nameserver itself.
+#[test]
+fn where_all_else_is_denied_a_new_address_is_found_at_once() {
+    run("hosts-deny", |bed| {
+        let (server, next, client) = (bed.pod("srv")?, bed.pod("nxt")?, bed.pod("cli")?);
+        let (old, new) = (server.addresses(), next.addresses());
+        let dns = Nameserver::start(bed, LONG, &[("orders.shop.test", &old)])?;
+        let _callees = (serve(bed, &server)?, serve(bed, &next)?);
+        let caller = call(bed, &client, &dns, &by_name("deny", ""))?;
+        ask_over_tcp(&client, &dns)?;
+        exchange(&client, &server, &old)?;
+
+        dns.answer(&[("orders.shop.test", &new)])?;
+        pass_miss_floor()?;
+        exchange(&client, &next, &new)?;
+        all_left(&caller, old.len() + new.len(), "mtls", "orders")
+    });
+}

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
+use hickory_resolver::proto::rr::{RData, Record, RecordType};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::live::{HostAddresses, LocalNet, ResolveRequest, Shared};
+use crate::live::{Host, HostAddresses, LocalNet, ResolveRequest, Shared};
 use crate::net;
 
 use super::Workers;
@@ -35,9 +36,16 @@ pub struct Resolver {
     resolver: Option<TokioResolver>,
     nameservers: HashSet<IpAddr>,
     /// What was answered.
-    known: HashMap<Arc<str>, HashSet<IpAddr>>,
+    known: HashMap<Arc<str>, Host>,
     /// When to ask again.
-    next: HashMap<Arc<str>, Next>,
+    next: HashMap<Question, Next>,
+}
+
+/// A and AAAA are two questions: an answer to one says nothing of the other.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Question {
+    host: Arc<str>,
+    family: RecordType,
 }
 
 struct Next {
@@ -97,12 +105,12 @@ impl Resolver {
         }
     }
 
-    /// Asks for every name that is new or for which `due` says so, and publishes each
-    /// answer as it comes: one name that is slow holds back no other.
+    /// Asks every question that is new or for which `due` says so, and publishes each
+    /// answer as it comes: one that is slow holds back no other.
     async fn resolve(&mut self, due: impl Fn(&Next, Instant) -> bool) {
         let Some(policy) = self.shared.published.policy.load_full() else { return };
         let hosts: HashSet<Arc<str>> = policy.hosts().iter().cloned().collect();
-        self.next.retain(|host, _| hosts.contains(host));
+        self.next.retain(|question, _| hosts.contains(&question.host));
         let before = self.known.len();
         self.known.retain(|host, _| hosts.contains(host));
         if before != self.known.len() {
@@ -111,48 +119,58 @@ impl Resolver {
         let now = Instant::now();
         let mut looking = JoinSet::new();
         for host in hosts {
-            if self.next.get(&host).is_none_or(|next| due(next, now)) {
-                looking.spawn(look_up(self.resolver.clone(), host));
+            for family in [RecordType::A, RecordType::AAAA] {
+                let question = Question { host: Arc::clone(&host), family };
+                if self.next.get(&question).is_none_or(|next| due(next, now)) {
+                    looking.spawn(look_up(self.resolver.clone(), question));
+                }
             }
         }
         while let Some(done) = looking.join_next().await {
-            if let Ok((host, answer)) = done {
-                self.answered(host, answer);
+            if let Ok((question, answer)) = done {
+                self.answered(question, answer);
             }
         }
     }
 
-    fn answered(&mut self, host: Arc<str>, answer: Result<Found, String>) {
+    fn answered(&mut self, question: Question, answer: Result<Found, String>) {
         let now = Instant::now();
-        let failed_before = self.next.get(&host).is_some_and(|next| next.failed);
+        let failed_before = self.next.get(&question).is_some_and(|next| next.failed);
         let next = match &answer {
             Ok(found) => Next { due: now + found.ttl, missed: now + MISS_FLOOR, failed: false },
             Err(_) => Next { due: now + RETRY, missed: now + RETRY, failed: true },
         };
-        self.next.insert(Arc::clone(&host), next);
+        self.next.insert(question.clone(), next);
+        let Question { host, family } = question;
         match answer {
             // No answer takes no address away: that would weaken what the policy says
-            // of it. A name that was never answered stays unknown.
+            // of it. What was never answered stays unknown.
             Err(e) if !failed_before => {
-                tracing::warn!(%host, error = e, "a name of the policy can't be resolved");
+                tracing::warn!(%host, %family, error = e, "a name of the policy can't be resolved");
             }
             Err(_) => {}
             Ok(found) => {
                 if failed_before {
-                    tracing::info!(%host, "the name can be resolved again");
+                    tracing::info!(%host, %family, "the name can be resolved again");
                 }
-                let old = self.known.get(&host);
-                let added = !old.is_some_and(|old| found.addresses.is_subset(old));
-                if old != Some(&found.addresses) {
-                    self.known.insert(host, found.addresses);
-                    self.publish();
-                }
-                // A new address may be one that is talked to already, in a way that
-                // the policy forbids for this name.
-                if added {
-                    self.workers.rejudge();
-                }
+                self.learn(host, family, found.addresses);
             }
+        }
+    }
+
+    fn learn(&mut self, host: Arc<str>, family: RecordType, addresses: HashSet<IpAddr>) {
+        let entry = self.known.entry(host).or_default();
+        let known = if family == RecordType::A { &mut entry.v4 } else { &mut entry.v6 };
+        if known.as_ref() == Some(&addresses) {
+            return;
+        }
+        let added = !known.as_ref().is_some_and(|old| addresses.is_subset(old));
+        *known = Some(addresses);
+        self.publish();
+        // A new address may be one that is talked to already, in a way that the
+        // policy forbids for this name.
+        if added {
+            self.workers.rejudge();
         }
     }
 
@@ -177,19 +195,23 @@ struct Found {
     ttl: Duration,
 }
 
-/// A and AAAA. That there is no such name is an answer too.
+/// Asks one question. That there is no such name is an answer too.
 async fn look_up(
     resolver: Option<TokioResolver>,
-    host: Arc<str>,
-) -> (Arc<str>, Result<Found, String>) {
-    let Some(resolver) = resolver else { return (host, Err("no resolver".to_owned())) };
+    question: Question,
+) -> (Question, Result<Found, String>) {
+    let Some(resolver) = resolver else { return (question, Err("no resolver".to_owned())) };
     // With its final dot a name is taken as it is: search domains are for people.
-    let answer =
-        tokio::time::timeout(LOOK_UP_TIMEOUT, resolver.lookup_ip(format!("{host}."))).await;
-    let found = match answer {
+    let asking = resolver.lookup(format!("{}.", question.host), question.family);
+    let found = match tokio::time::timeout(LOOK_UP_TIMEOUT, asking).await {
         Ok(Ok(answer)) => {
             let ttl = answer.valid_until().saturating_duration_since(Instant::now());
-            let addresses = answer.iter().map(|ip| ip.to_canonical()).collect();
+            let address = |record: &Record| match &record.data {
+                RData::A(a) => Some(IpAddr::V4(a.0)),
+                RData::AAAA(a) => Some(IpAddr::V6(a.0).to_canonical()),
+                _ => None,
+            };
+            let addresses = answer.answers().iter().filter_map(address).collect();
             Ok(Found { addresses, ttl: ttl.clamp(TTL_FLOOR, TTL_CEILING) })
         }
         Ok(Err(e)) if e.is_nx_domain() || e.is_no_records_found() => {
@@ -198,7 +220,7 @@ async fn look_up(
         Ok(Err(e)) => Err(e.to_string()),
         Err(_) => Err(format!("no answer within {LOOK_UP_TIMEOUT:?}")),
     };
-    (host, found)
+    (question, found)
 }
 
 fn system_resolver() -> Result<(TokioResolver, HashSet<IpAddr>), hickory_resolver::net::NetError> {

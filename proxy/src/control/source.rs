@@ -50,8 +50,7 @@ impl Source for Report {
             Some(policy) => {
                 // Once started, a name that a new policy adds makes no running pod unready.
                 let hosts = published.hosts.load();
-                if !self.started() && !policy.hosts().iter().all(|host| hosts.0.contains_key(host))
-                {
+                if !self.started() && !policy.hosts().iter().all(|host| hosts.is_answered(host)) {
                     pending.push("names in the policy");
                 }
             }

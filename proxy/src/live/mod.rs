@@ -6,5 +6,5 @@ mod published;
 mod registry;
 
 pub use conn::{Conn, Stage, Tls, final_by_address};
-pub use published::{AsOpened, HostAddresses, LocalNet, Published, ResolveRequest, Shared};
+pub use published::{AsOpened, Host, HostAddresses, LocalNet, Published, ResolveRequest, Shared};
 pub use registry::{Guard, HandshakeSlot, Registry};

@@ -19,25 +19,52 @@ use crate::telemetry::{AccessLog, LogLimiter, Metrics};
 /// How long a connection waits for names to be resolved again after a miss.
 const RESOLVE_WAIT: Duration = Duration::from_secs(1);
 
+/// One name's addresses, as far as nameservers have answered. That there are none is
+/// an answer too, an empty set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// A records; `None` when there was never an answer.
+    pub v4: Option<HashSet<IpAddr>>,
+    /// AAAA records; `None` when there was never an answer.
+    pub v6: Option<HashSet<IpAddr>>,
+}
+
+impl Host {
+    /// The answer for the family of `ip`.
+    pub fn family(&self, ip: IpAddr) -> Option<&HashSet<IpAddr>> {
+        if ip.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
+    }
+
+    fn has(&self, ip: IpAddr) -> bool {
+        self.family(ip).is_some_and(|addresses| addresses.contains(&ip))
+    }
+}
+
 /// Addresses of the names that the policy's `hosts` use.
 #[derive(Debug, Default)]
-pub struct HostAddresses(pub HashMap<Arc<str>, HashSet<IpAddr>>);
+pub struct HostAddresses(pub HashMap<Arc<str>, Host>);
 
 impl HostTable for HostAddresses {
     fn contains(&self, host: &str, ip: IpAddr) -> bool {
-        self.0.get(host).is_some_and(|addresses| addresses.contains(&ip))
+        self.0.get(host).is_some_and(|host| host.has(ip))
     }
 }
 
 impl HostAddresses {
-    fn knows(&self, ip: IpAddr) -> bool {
-        self.0.values().any(|addresses| addresses.contains(&ip))
+    /// Whether it was ever answered what addresses of `ip`'s family `host` has.
+    pub fn is_known(&self, host: &str, ip: IpAddr) -> bool {
+        self.0.get(host).is_some_and(|host| host.family(ip).is_some())
+    }
+
+    /// Whether anything was ever answered for `host`.
+    pub fn is_answered(&self, host: &str) -> bool {
+        self.0.get(host).is_some_and(|host| host.v4.is_some() || host.v6.is_some())
     }
 
     /// The names that have the address `ip` now.
     pub fn names_of(&self, ip: IpAddr) -> Vec<Arc<str>> {
-        let known = self.0.iter().filter(|(_, addresses)| addresses.contains(&ip));
-        known.map(|(name, _)| Arc::clone(name)).collect()
+        let having = self.0.iter().filter(|(_, host)| host.has(ip));
+        having.map(|(name, _)| Arc::clone(name)).collect()
     }
 }
 
@@ -144,7 +171,8 @@ impl Shared {
         let Some(policy) = self.published.policy.load_full() else { return };
         let complete = {
             let hosts = self.published.hosts.load();
-            policy.hosts().iter().all(|host| hosts.0.contains_key(host)) && hosts.knows(ip)
+            policy.hosts().iter().all(|host| hosts.is_known(host, ip))
+                && hosts.0.values().any(|host| host.has(ip))
         };
         if policy.hosts().is_empty() || complete {
             return;
