@@ -109,8 +109,7 @@ fn refuse_by_address(
     match final_by_address(policy, conn.source, dst.0.port()) {
         None => Ok(()),
         Some(d) => {
-            shared.metrics.decision(Direction::Inbound, false, "enforce", &d.rule);
-            conn.judged(false, &d.rule, d.shadow);
+            shared.decided(conn, false, &d.rule, d.shadow);
             Err(CloseReason::Denied)
         }
     }
@@ -153,16 +152,7 @@ fn judge(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<(), CloseReas
         }
         _ => conn.set_detail("the port has become strict"),
     })?;
-    shared.metrics.decision(Direction::Inbound, decision.allow, "enforce", &decision.rule);
-    if let Some(shadow) = &decision.shadow {
-        shared.metrics.decision(Direction::Inbound, shadow.allow, "audit", &shadow.rule);
-        tracing::info!(
-            source = %conn.source, destination = %dst, verdict = decision.allow,
-            rule = %decision.rule, audit_verdict = shadow.allow, audit_rule = %shadow.rule,
-            "audit rules would decide otherwise"
-        );
-    }
-    conn.judged(decision.allow, &decision.rule, decision.shadow);
+    shared.decided(conn, decision.allow, &decision.rule, decision.shadow);
     if decision.allow { Ok(()) } else { Err(CloseReason::Denied) }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::dial::dial;
 use crate::live::{Conn, Registry, Shared, Tls};
 use crate::net::{self, Leg, LegIo, OriginalDst};
-use crate::policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Shadow};
+use crate::policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision};
 use crate::relay::{Ended, Limits, relay};
 use crate::telemetry::{CloseReason, Direction};
 use crate::tls::{self, ClientStream};
@@ -105,7 +105,12 @@ async fn decide(
         return Err(CloseReason::NameUnresolved);
     }
     conn.set_names(shared.published.hosts.load().names_of(dst.0.ip()));
-    record(shared, conn, dst, &decision);
+    let (allow, rule, shadow) = match &decision {
+        OutboundDecision::Deny { rule } => (false, rule, None),
+        OutboundDecision::Mtls { rule, shadow, .. }
+        | OutboundDecision::Passthrough { rule, shadow } => (true, rule, shadow.clone()),
+    };
+    shared.decided(conn, allow, rule, shadow);
     Ok(decision)
 }
 
@@ -140,24 +145,6 @@ fn evaluate(shared: &Shared, dst: OriginalDst) -> Result<OutboundDecision, Close
     let policy = shared.published.policy.load();
     let policy = policy.as_deref().ok_or(CloseReason::NoPolicy)?;
     Ok(policy.outbound(dst.0.ip(), dst.0.port(), &**shared.published.hosts.load()))
-}
-
-fn record(shared: &Shared, conn: &Conn, dst: OriginalDst, decision: &OutboundDecision) {
-    let (allow, rule, shadow): (bool, _, Option<&Shadow>) = match decision {
-        OutboundDecision::Deny { rule } => (false, rule, None),
-        OutboundDecision::Mtls { rule, shadow, .. }
-        | OutboundDecision::Passthrough { rule, shadow } => (true, rule, shadow.as_ref()),
-    };
-    shared.metrics.decision(Direction::Outbound, allow, "enforce", rule);
-    if let Some(shadow) = shadow {
-        shared.metrics.decision(Direction::Outbound, shadow.allow, "audit", &shadow.rule);
-        tracing::info!(
-            source = %conn.source, destination = %dst, verdict = allow,
-            rule = %rule, audit_verdict = shadow.allow, audit_rule = %shadow.rule,
-            "audit rules would decide otherwise"
-        );
-    }
-    conn.judged(allow, rule, shadow.cloned());
 }
 
 /// Opens the connection to the very address that the app asked for.

@@ -65,15 +65,10 @@ pub async fn accept(
 ) -> Result<(ServerStream, VerifiedPeer), HandshakeError> {
     let acceptor = TlsAcceptor::from(generation.server_config(mesh));
     match acceptor.accept(io).into_fallible().await {
-        Ok(mut stream) => {
+        Ok(stream) => {
             let chain = stream.get_ref().1.peer_certificates();
-            match generation.verified_peer(chain) {
-                Ok(peer) => Ok((stream, peer)),
-                Err(refusal) => {
-                    stream.leg_mut().end_cleanly();
-                    Err(HandshakeError::Refused(refusal))
-                }
-            }
+            let peer = generation.verified_peer(chain).map_err(HandshakeError::Refused)?;
+            Ok((stream, peer))
         }
         Err((e, mut io)) => {
             io.leg_mut().end_cleanly();
@@ -93,15 +88,10 @@ pub async fn connect(
     let connector = TlsConnector::from(generation.client_config());
     // SPIFFE peers are known by their id alone: no name is sent and none is checked.
     match connector.connect(TlsGeneration::server_name(), leg).into_fallible().await {
-        Ok(mut stream) => {
+        Ok(stream) => {
             let chain = stream.get_ref().1.peer_certificates();
-            match generation.verified_peer(chain) {
-                Ok(peer) => Ok((stream, peer)),
-                Err(refusal) => {
-                    stream.leg_mut().end_cleanly();
-                    Err(HandshakeError::Refused(refusal))
-                }
-            }
+            let peer = generation.verified_peer(chain).map_err(HandshakeError::Refused)?;
+            Ok((stream, peer))
         }
         Err((e, mut leg)) => {
             leg.end_cleanly();

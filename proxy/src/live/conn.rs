@@ -122,6 +122,11 @@ impl Conn {
         self.facts.borrow_mut().destination = Some(dst);
     }
 
+    /// Where the client meant to go, once that is known.
+    pub fn destination(&self) -> Option<OriginalDst> {
+        self.facts.borrow().destination
+    }
+
     /// Records the policy's names that the destination has.
     pub fn set_names(&self, names: Vec<Arc<str>>) {
         self.facts.borrow_mut().names = names;

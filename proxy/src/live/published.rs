@@ -13,8 +13,10 @@ use rustls::pki_types::UnixTime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
-use crate::policy::{HostTable, Policy};
+use crate::policy::{HostTable, Policy, Shadow};
 use crate::telemetry::{AccessLog, LogLimiter, Metrics};
+
+use super::Conn;
 
 /// How long a connection waits for names to be resolved again after a miss.
 const RESOLVE_WAIT: Duration = Duration::from_secs(1);
@@ -162,6 +164,23 @@ impl Shared {
     /// How many connections are open now.
     pub fn open_connections(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Records a verdict: on the connection, in the metrics, and, where the audit
+    /// rules would decide otherwise, in the log.
+    pub fn decided(&self, conn: &Conn, allow: bool, rule: &Arc<str>, shadow: Option<Shadow>) {
+        self.metrics.decision(conn.direction, allow, "enforce", rule);
+        if let Some(shadow) = &shadow {
+            self.metrics.decision(conn.direction, shadow.allow, "audit", &shadow.rule);
+            tracing::info!(
+                direction = %conn.direction, source = %conn.source,
+                destination = conn.destination().map(tracing::field::display),
+                verdict = allow, rule = %rule,
+                audit_verdict = shadow.allow, audit_rule = %shadow.rule,
+                "audit rules would decide otherwise"
+            );
+        }
+        conn.judged(allow, rule, shadow);
     }
 
     /// Has the policy's names resolved once more, unless all are known and one of
