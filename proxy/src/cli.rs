@@ -132,13 +132,20 @@ pub enum Direction {
 /// Runs a command on standard output and standard error.
 #[must_use]
 pub fn run(tool: &Tool) -> ExitCode {
-    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
-    match execute(tool, &mut out, &mut err) {
-        Ok(code) => ExitCode::from(code),
+    // Printed only once the code is known: no reader can change it.
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let Ok(mut code) = execute(tool, &mut out, &mut err) else {
+        return ExitCode::from(EXIT_USAGE);
+    };
+    let (mut stdout, mut stderr) = (io::stdout().lock(), io::stderr().lock());
+    let printed = [stderr.write_all(&err), stdout.write_all(&out).and_then(|()| stdout.flush())];
+    for error in printed.into_iter().filter_map(Result::err) {
         // A reader that went away (`| head`) has seen what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(EXIT_OK),
-        Err(_) => ExitCode::from(EXIT_USAGE),
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            code = EXIT_USAGE;
+        }
     }
+    ExitCode::from(code)
 }
 
 /// Runs a command; the result is its exit code.
@@ -275,7 +282,7 @@ fn print(explained: &Explained, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{verdict}  by {rule}: {why}")?;
     if let Some(shadow) = shadow {
         let would = if shadow.allow { "allow" } else { "deny" };
-        writeln!(out, "reported: audit would {would}, by {}", shadow.rule)?;
+        writeln!(out, "reported: would {would}, by {}", shadow.rule)?;
     }
     let width = lines.iter().map(|line| line.name.len()).max().unwrap_or(0);
     for line in lines {

@@ -100,3 +100,32 @@ fn the_schema_is_json_and_bad_usage_is_refused() {
     }
     assert!(Cli::try_parse_from(["pillion-proxy"]).unwrap().command.is_none());
 }
+
+/// `pillion-proxy check | true` in a pipeline must not pass what it refuses.
+#[test]
+fn a_reader_that_goes_away_changes_no_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = dir.path().join("bad.yaml").display().to_string();
+    fs::write(&bad, "kind: x\n").unwrap();
+    let good = example("1-strict-api.yaml");
+    let denied =
+        ["explain", "--trust-domain", "cluster.local", "--source", "10.0.0.1", "--port", "1", "-f"];
+    for (args, want) in [
+        (&["check", "-f", &bad][..], EXIT_BAD_FILE),
+        (&["check", "-o", "json", "-f", &bad], EXIT_BAD_FILE),
+        (&["explain", "--source", "10.0.0.1", "--port", "1", "-f", &bad], EXIT_BAD_FILE),
+        (&[&denied[..], &[&good]].concat(), EXIT_DENIED),
+        (&["check", "-f", "/nonexistent/p.yaml"], EXIT_USAGE),
+        (&["check", "-f", &good], EXIT_OK),
+        (&["schema"], EXIT_OK),
+    ] {
+        let closed = || std::io::pipe().unwrap().1;
+        let status = std::process::Command::new(env!("CARGO_BIN_EXE_pillion-proxy"))
+            .args(args)
+            .stdout(closed())
+            .stderr(closed())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(i32::from(want)), "{args:?}");
+    }
+}

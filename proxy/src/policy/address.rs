@@ -163,6 +163,11 @@ impl AddressSet {
         self.first().is_none()
     }
 
+    /// How many range ends it has: what it costs to hold it against another.
+    pub(super) fn len(&self) -> usize {
+        self.v4.bounds.len().saturating_add(self.v6.bounds.len())
+    }
+
     /// The lowest address, IPv4 before IPv6.
     pub(super) fn first(&self) -> Option<IpAddr> {
         let v4 = self.v4.bounds.first().map(|first| IpAddr::V4((*first).into()));

@@ -8,7 +8,7 @@ use pillion_certs::spiffe::TrustDomain;
 
 use super::address::AddressSet;
 use super::identity::IdentitySet;
-use super::index::{Entry, Filed, RuleIndex};
+use super::index::{Entry, RuleIndex, Source};
 use super::model::{self, File};
 use super::{AUDIT_RULE, Action, AppAddress, DEFAULT_RULE, Enforcement, Mode, OutboundAction};
 
@@ -177,8 +177,8 @@ impl Destination {
 }
 
 /// Compiles what could be read. A required value that is missing, whose error is noted by then,
-/// becomes the strictest.
-pub(super) fn compile(file: &File, text: &str, own: Option<&TrustDomain>) -> Policy {
+/// becomes the strictest. The identities leave the model, which would otherwise double them.
+pub(super) fn compile(file: &mut File, text: &str, own: Option<&TrustDomain>) -> Policy {
     let domains = file.trust_domains.clone().unwrap_or_else(|| own.cloned().into_iter().collect());
     let sum = digest::digest(&digest::SHA256, text.as_bytes());
     Policy {
@@ -186,29 +186,37 @@ pub(super) fn compile(file: &File, text: &str, own: Option<&TrustDomain>) -> Pol
         hash: sum.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect(),
         enforcement: file.enforcement,
         trust_domains: domains.into_boxed_slice(),
-        inbound: inbound(&file.inbound),
-        outbound: outbound(&file.outbound),
+        inbound: inbound(&mut file.inbound),
+        outbound: outbound(&mut file.outbound),
         default_name: Arc::from(DEFAULT_RULE),
         audit_name: Arc::from(AUDIT_RULE),
     }
 }
 
-fn inbound(model: &model::Inbound) -> Inbound {
-    let class = |action, mode| {
-        let rules = number(&model.rules).filter(|(_, r)| r.action == action && r.mode == mode);
-        let filed = rules.flat_map(|(number, rule)| {
-            rule.from.iter().map(move |from| Filed {
-                rule: number,
+fn inbound(model: &mut model::Inbound) -> Inbound {
+    let mut class = |action, mode| {
+        let of = |rule: &model::Rule| rule.action == action && rule.mode == mode;
+        let count = model.rules.iter().filter(|r| of(r)).map(|r| r.from.len()).sum();
+        let mut entries = Vec::with_capacity(count);
+        for (number, rule) in (0..).zip(&mut model.rules).filter(|(_, rule)| of(rule)) {
+            entries.extend(rule.from.iter_mut().map(|from| {
+                let addresses = from.blocks.as_deref().map(|b| Box::new(AddressSet::new(b)));
+                (number, Entry { addresses, identities: from.identities.take() })
+            }));
+        }
+        let mut sources = Vec::with_capacity(count);
+        for rule in model.rules.iter().filter(|rule| of(rule)) {
+            sources.extend(rule.from.iter().map(|from| Source {
                 ports: rule.ports.as_ref(),
-                entry: Entry {
-                    addresses: from.blocks.as_deref().map(AddressSet::new),
-                    identities: from.identities.as_deref().map(IdentitySet::new),
-                },
                 blocks: from.blocks.as_deref().unwrap_or_default(),
-            })
-        });
-        RuleIndex::new(filed.collect())
+            }));
+        }
+        RuleIndex::new(entries, &sources)
     };
+    let deny = class(Action::Deny, Enforcement::Enforce);
+    let allow = class(Action::Allow, Enforcement::Enforce);
+    let audit_deny = class(Action::Deny, Enforcement::Audit);
+    let audit_allow = class(Action::Allow, Enforcement::Audit);
     let rules = model.rules.iter().map(|rule| Rule {
         name: rule.name.clone(),
         action: rule.action,
@@ -223,34 +231,37 @@ fn inbound(model: &model::Inbound) -> Inbound {
         probes: model.probes.clone().into_boxed_slice(),
         default: model.default.unwrap_or(Action::Deny),
         rules: rules.collect(),
-        deny: class(Action::Deny, Enforcement::Enforce),
-        allow: class(Action::Allow, Enforcement::Enforce),
-        audit_deny: class(Action::Deny, Enforcement::Audit),
-        audit_allow: class(Action::Allow, Enforcement::Audit),
+        deny,
+        allow,
+        audit_deny,
+        audit_allow,
     }
 }
 
-fn outbound(model: &model::Outbound) -> Outbound {
+fn outbound(model: &mut model::Outbound) -> Outbound {
     let class = |action| {
         let of = || number(&model.destinations).filter(move |(_, d)| d.action == action);
-        let filed = of().filter(|(_, d)| !d.blocks.is_empty()).map(|(number, d)| Filed {
-            rule: number,
-            ports: d.ports.as_ref(),
-            entry: Entry { addresses: Some(AddressSet::new(&d.blocks)), identities: None },
-            blocks: &d.blocks,
-        });
+        let (mut entries, mut sources) = (Vec::new(), Vec::new());
+        for (number, d) in of().filter(|(_, d)| !d.blocks.is_empty()) {
+            let addresses = Some(Box::new(AddressSet::new(&d.blocks)));
+            entries.push((number, Entry { addresses, identities: None }));
+            sources.push(Source { ports: d.ports.as_ref(), blocks: &d.blocks });
+        }
         let by_host = of().filter(|(_, d)| !d.hosts.is_empty()).map(|(number, _)| number);
-        OutboundClass { by_address: RuleIndex::new(filed.collect()), by_host: by_host.collect() }
+        OutboundClass { by_address: RuleIndex::new(entries, &sources), by_host: by_host.collect() }
     };
+    let classes = [OutboundAction::Deny, OutboundAction::Mtls, OutboundAction::Passthrough];
+    let classes = classes.map(class);
     let mut seen = HashSet::new();
     let hosts = model.destinations.iter().flat_map(|d| &d.hosts).filter(|host| seen.insert(*host));
-    let destinations = model.destinations.iter().map(|d| {
+    let hosts = hosts.cloned().collect();
+    let destinations = model.destinations.iter_mut().map(|d| {
         Arc::new(Destination {
             name: d.name.clone(),
             action: d.action,
             ports: d.ports.clone(),
-            hosts: d.hosts.clone().into_boxed_slice(),
-            server_identities: IdentitySet::new(&d.server_identities),
+            hosts: d.hosts.clone(),
+            server_identities: std::mem::take(&mut d.server_identities),
             tunnel_reuse: d.tunnel_reuse,
             line: d.pos.line,
         })
@@ -258,9 +269,8 @@ fn outbound(model: &model::Outbound) -> Outbound {
     Outbound {
         default: model.default.unwrap_or(Action::Deny),
         destinations: destinations.collect(),
-        classes: [OutboundAction::Deny, OutboundAction::Mtls, OutboundAction::Passthrough]
-            .map(class),
-        hosts: hosts.cloned().collect(),
+        classes,
+        hosts,
     }
 }
 

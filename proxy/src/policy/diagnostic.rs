@@ -56,7 +56,7 @@ impl Severity {
 }
 
 kinds! {
-    /// The file is larger than 8 MiB.
+    /// The file is larger than 7 MiB.
     FileTooLarge = "file-too-large", Error;
     /// There is no document in the file.
     EmptyFile = "empty-file", Error;
@@ -64,6 +64,8 @@ kinds! {
     YamlSyntax = "yaml-syntax", Error;
     /// An anchor, an alias or a tag.
     YamlFeature = "yaml-feature", Error;
+    /// More rules, CIDRs, identities or the like than are read.
+    TooMany = "too-many", Error;
     /// Nested deeper than any policy is.
     TooDeep = "too-deep", Error;
     /// More than one YAML document.
@@ -196,6 +198,13 @@ impl<'t> Sink<'t> {
         if *kept <= MAX_SHOWN {
             self.found.push((pos, kind, message.into()));
         }
+    }
+
+    /// Notes an error that leaves no document to read: what was found in its beginning is dropped.
+    pub(super) fn only(&mut self, kind: Kind, pos: Pos, message: impl Into<String>) {
+        self.found.clear();
+        (self.errors, self.warnings) = (0, 0);
+        self.add(kind, pos, message);
     }
 
     /// The warnings of a good file, or every error of a bad one.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pillion_certs::spiffe::SpiffeId;
 
 use super::compile::{Policy, Rule};
-use super::verdict::{HostTable, InboundConn, OutboundDecision, Shadow};
+use super::verdict::{Decision, HostTable, InboundConn, OutboundDecision, Shadow};
 use super::{Enforcement, Mode, OutboundAction};
 
 /// What one rule, or destination, had to do with a verdict.
@@ -35,7 +35,8 @@ pub struct Explained {
     pub rule: Arc<str>,
     /// Why, in a sentence.
     pub why: String,
-    /// What would have been decided with the audit rules in, where it differs.
+    /// What is only reported: the denial that `enforcement: audit` lifted, or what would have been
+    /// decided with the audit rules in, where it differs.
     pub shadow: Option<Shadow>,
     /// Each rule or destination, in the file's order.
     pub lines: Vec<Line>,
@@ -53,14 +54,19 @@ impl Policy {
             || self.destinations().iter().any(|d| d.server_identities().has_relative())
     }
 
-    /// Explains the verdict on an inbound connection, TLS by the port's mode included.
+    /// Explains the verdict on an inbound connection, TLS by the port's mode included, in the order
+    /// of the proxy: what no identity could lift is refused, and named, before TLS.
     #[must_use]
     pub fn explain_inbound(&self, conn: &InboundConn<'_>) -> Explained {
-        if let Err(why) = self.tls(conn.port, conn.identity) {
-            let rule = Arc::from("tls");
-            return Explained { verdict: "deny", rule, why, shadow: None, lines: Vec::new() };
-        }
-        let decision = self.inbound(conn);
+        let decision = match (self.before_tls(conn), self.tls(conn.port, conn.identity)) {
+            (Some(denied), _) => denied,
+            (None, Ok(())) => self.inbound(conn),
+            (None, Err(why)) => {
+                let rule = Arc::from("tls");
+                return Explained { verdict: "deny", rule, why, shadow: None, lines: Vec::new() };
+            }
+        };
+        let by = decider(&decision.rule, decision.shadow.as_ref());
         let lines = (0..).zip(self.rules()).map(|(number, rule)| {
             let decides = rule.name() == &decision.rule;
             let why = if decides {
@@ -69,10 +75,12 @@ impl Policy {
                 why
             } else if decision.shadow.as_ref().is_some_and(|s| s.rule == *rule.name()) {
                 "matches; it would decide, and is only reported: audit".to_owned()
-            } else if rule.enforcement() == Enforcement::Audit {
+            } else if rule.enforcement() == Enforcement::Audit && *by == decision.rule {
                 "matches, and only reports: mode audit; with it the verdict is the same".to_owned()
+            } else if rule.enforcement() == Enforcement::Audit {
+                format!("matches, and only reports: mode audit; the denial by \"{by}\" is reported")
             } else {
-                format!("matches, but is shadowed: \"{}\" decides", decision.rule)
+                format!("matches, but is shadowed: \"{by}\" decides")
             };
             let (name, action) = (rule.name().clone(), rule.action().as_str());
             Line { name, line: rule.line(), action, decides, why }
@@ -81,6 +89,13 @@ impl Policy {
         let verdict = if decision.allow { "allow" } else { "deny" };
         let why = self.why(&decision.rule, decision.allow);
         Explained { verdict, rule: decision.rule, why, shadow: decision.shadow, lines }
+    }
+
+    /// The denial by address, where it is final: a port with health probes has those asked first.
+    fn before_tls(&self, conn: &InboundConn<'_>) -> Option<Decision> {
+        let probes = self.probe(conn.port).next().is_some();
+        let denied = self.inbound_by_address(conn.source, conn.port)?;
+        (!probes || &*denied.rule != super::DEFAULT_RULE).then_some(denied)
     }
 
     /// Whether TLS lets the connection come before the rules.
@@ -156,7 +171,9 @@ impl Policy {
             } else if shadow.as_ref().is_some_and(|s| s.rule == *one.name()) {
                 "matches; it would decide, and is only reported: audit".to_owned()
             } else {
-                format!("matches, but is shadowed: \"{rule}\" decides")
+                let denial = shadow.as_ref().filter(|_| one.action() == OutboundAction::Deny);
+                let by = denial.map_or_else(|| decider(&rule, shadow.as_ref()), |s| &s.rule);
+                format!("matches, but is shadowed: \"{by}\" decides")
             };
             let (name, action) = (one.name().clone(), one.action().as_str());
             Line { name, line: one.line(), action, decides, why }
@@ -169,4 +186,9 @@ impl Policy {
         };
         Explained { verdict: verdict.as_str(), rule, why, shadow, lines }
     }
+}
+
+/// What a matching rule is behind: under a lifted denial, that which denied.
+fn decider<'d>(rule: &'d Arc<str>, shadow: Option<&'d Shadow>) -> &'d Arc<str> {
+    shadow.filter(|_| &**rule == super::AUDIT_RULE).map_or(rule, |shadow| &shadow.rule)
 }

@@ -83,9 +83,9 @@ impl Pattern {
         self.shape == Shape::Relative
     }
 
-    /// The trust domain's name; `None` while it is unknown.
-    pub(super) fn domain(&self) -> Option<&str> {
-        self.text.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next())
+    /// The pattern, shared.
+    pub(super) fn text(&self) -> &Arc<str> {
+        &self.text
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -116,6 +116,11 @@ impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// The name of a pattern's trust domain; `None` while it is unknown.
+pub(super) fn domain_of(pattern: &str) -> Option<&str> {
+    pattern.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next())
 }
 
 /// The keys under which wildcard patterns that match `id` may be filed, the longest last.
@@ -175,17 +180,17 @@ fn segments_match(pattern: &str, id: &str) -> bool {
 /// A set of identities, as written in `identities` or `serverIdentities`.
 ///
 /// Sorted by key, so that a list of many thousand is searched and not scanned.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct IdentitySet {
     exact: Box<[Pattern]>,
     wildcards: Box<[Pattern]>,
 }
 
 impl IdentitySet {
-    pub(super) fn new(patterns: &[Pattern]) -> Self {
+    pub(super) fn new(patterns: Box<[Pattern]>) -> Self {
         let by_key = |a: &Pattern, b: &Pattern| a.key().cmp(b.key()).then_with(|| a.cmp(b));
         let (mut exact, mut wildcards): (Vec<_>, Vec<_>) =
-            patterns.iter().cloned().partition(|p| p.is_exact() || p.is_relative());
+            patterns.into_iter().partition(|p| p.is_exact() || p.is_relative());
         for list in [&mut exact, &mut wildcards] {
             list.sort_by(by_key);
             list.dedup();
@@ -221,11 +226,15 @@ impl IdentitySet {
         self.exact.iter().any(Pattern::is_relative)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.exact.len().saturating_add(self.wildcards.len())
+    }
+
     /// Whether every identity of `other` is provably in this set; `false` may also mean that it
     /// takes more than one pattern to cover one of the other's.
     pub(super) fn covers(&self, other: &Self) -> bool {
         // Bounds a quadratic check that only ever finds mistakes in files written by hand.
-        let small = |set: &Self| set.exact.len() + set.wildcards.len() <= 64;
+        let small = |set: &Self| set.len() <= 64;
         self == other
             || (small(self)
                 && small(other)
@@ -267,7 +276,7 @@ mod tests {
             ("*/cart", "spiffe://own.org/ns/shop/sa/cart", true),
         ] {
             assert_eq!(pattern(text).matches(id), want, "{text} {id}");
-            let set = IdentitySet::new(&[pattern(text), pattern("spiffe://z/z")]);
+            let set = IdentitySet::new(Box::new([pattern(text), pattern("spiffe://z/z")]));
             assert_eq!(set.matches(&id.parse().unwrap()), want, "{text} {id}");
         }
     }
@@ -302,7 +311,9 @@ mod tests {
             let pattern = Pattern::parse(text, None).unwrap();
             assert!(pattern.is_relative());
             assert!(!pattern.matches("spiffe://own/ns/shop/sa/cart"), "{text}");
-            assert!(!IdentitySet::new(&[pattern]).matches(&"spiffe://d/a".parse().unwrap()));
+            assert!(
+                !IdentitySet::new(Box::new([pattern])).matches(&"spiffe://d/a".parse().unwrap())
+            );
         }
         assert!(Pattern::parse("a/b*", None).is_err());
     }
@@ -334,7 +345,7 @@ mod tests {
             })
             .map(|text| pattern(&text))
             .collect();
-        let set = IdentitySet::new(&patterns);
+        let set = IdentitySet::new(patterns.clone().into());
         for n in 0..310 {
             for tail in ["sa/a", "sa/b", "sa/a/b"] {
                 let id = format!("spiffe://d/ns/n{n}/{tail}");

@@ -4,6 +4,7 @@
 //! rule's list of ports, then filed once each: under their identities or under their CIDRs,
 //! whichever tell entries apart better. What the filing didn't prove, the entry itself is asked.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
@@ -21,7 +22,7 @@ use super::prefixes::{Posting, PrefixIndex};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Entry {
     /// `None`: every address.
-    pub(super) addresses: Option<AddressSet>,
+    pub(super) addresses: Option<Box<AddressSet>>,
     /// `None`: everyone, a plaintext peer included.
     pub(super) identities: Option<IdentitySet>,
 }
@@ -39,19 +40,37 @@ impl Entry {
             (Some(set), Some(id)) => set.matches(id),
         }
     }
-
-    fn anyone(&self) -> bool {
-        self.addresses.is_none() && self.identities.is_none()
-    }
 }
 
-/// An entry as it is filed.
-pub(super) struct Filed<'b> {
-    pub(super) rule: u32,
+/// Where an entry stands in the file.
+pub(super) struct Source<'b> {
+    /// Equal lists are one and the same.
     pub(super) ports: Option<&'b Arc<[u16]>>,
-    pub(super) entry: Entry,
-    /// What `entry.addresses` was made of.
+    /// What the entry's addresses were made of.
     pub(super) blocks: &'b [Block],
+}
+
+/// What may still be spent on looking for mistakes in a file: each step costs one. What is left
+/// unlooked at is taken for good, since no file that a person wrote comes near the end of it.
+#[derive(Debug)]
+pub(super) struct Work(Cell<usize>);
+
+impl Work {
+    pub(super) fn new(steps: usize) -> Self {
+        Self(Cell::new(steps))
+    }
+
+    /// Whether there was that much left; all of it is gone otherwise.
+    pub(super) fn spend(&self, steps: usize) -> bool {
+        let left = self.0.get().checked_sub(steps);
+        self.0.set(left.unwrap_or(0));
+        left.is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn left(&self) -> usize {
+        self.0.get()
+    }
 }
 
 /// One class of rules.
@@ -68,6 +87,8 @@ pub(super) struct RuleIndex {
 /// The entries of the rules that have one list of ports.
 #[derive(Debug, Default)]
 struct Group {
+    /// Where there are only a few entries, each is asked and nothing else is there.
+    few: Box<[u32]>,
     /// The first entry that matches everyone.
     anyone: Option<u32>,
     v4: Option<Box<PrefixIndex<u32>>>,
@@ -77,14 +98,50 @@ struct Group {
     reach: Option<Box<AddressSet>>,
 }
 
-/// An entry's number, its blocks, and whether it is filed under its identities.
-type Member<'b> = (u32, &'b [Block], bool);
+/// Groups up to this large have no index: there may be as many groups as rules.
+const FEW: usize = 4;
+
+/// What the groups of a class are built from.
+struct Build<'b> {
+    entries: &'b [(u32, Entry)],
+    sources: &'b [Source<'b>],
+    popular: Popularity<'b>,
+}
 
 /// Entries by the key of their patterns.
 #[derive(Debug, Default)]
 struct ByIdentity {
-    exact: HashMap<Box<str>, Vec<u32>>,
-    wildcards: HashMap<Box<str>, Vec<u32>>,
+    exact: Keyed,
+    wildcards: Keyed,
+}
+
+/// Each key's part of `entries`, in order.
+#[derive(Debug, Default)]
+struct Keyed {
+    parts: HashMap<Arc<str>, (u32, u32)>,
+    entries: Box<[u32]>,
+}
+
+impl Keyed {
+    fn new(mut pairs: Vec<(Arc<str>, u32)>) -> Self {
+        pairs.sort_unstable();
+        pairs.dedup();
+        let entries = pairs.iter().map(|(_, number)| *number).collect();
+        let keys = pairs.chunk_by(|a, b| a.0 == b.0);
+        let mut parts = HashMap::with_capacity(keys.clone().count());
+        let mut from = 0;
+        for same in keys {
+            let to = u32::try_from(same.len()).map_or(u32::MAX, |len| len.saturating_add(from));
+            parts.extend(same.first().map(|(key, _)| (key.clone(), (from, to))));
+            from = to;
+        }
+        Self { parts, entries }
+    }
+
+    fn get(&self, key: &str) -> Option<&[u32]> {
+        let (from, to) = self.parts.get(key)?;
+        self.entries.get(usize::try_from(*from).ok()?..usize::try_from(*to).ok()?)
+    }
 }
 
 /// What is known of a connection when a class is asked.
@@ -96,31 +153,37 @@ pub(super) struct Query<'q> {
 }
 
 impl RuleIndex {
-    pub(super) fn new(filed: Vec<Filed<'_>>) -> Self {
-        let popular = Popularity::of(&filed);
-        let mut entries = Vec::with_capacity(filed.len());
-        let mut lists: HashMap<Option<Arc<[u16]>>, Vec<Member<'_>>> = HashMap::new();
-        for one in filed {
-            let number = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-            let by_identity = popular.prefer_identity(&one);
-            let group = lists.entry(one.ports.cloned()).or_default();
-            group.push((number, one.blocks, by_identity));
-            entries.push((one.rule, one.entry));
-        }
-        let mut all_ports = None;
-        let mut groups = Vec::with_capacity(lists.len());
+    /// `entries` are in the order of their rules, and `sources` in the order of `entries`.
+    pub(super) fn new(entries: Vec<(u32, Entry)>, sources: &[Source<'_>]) -> Self {
+        // The reader makes equal lists one, so a list is known by where it stands. Group 0 is of
+        // the rules without ports.
+        let mut numbers: HashMap<*const u16, u32> = HashMap::new();
         let mut by_port = Vec::new();
-        for (ports, members) in lists {
-            let group = Group::new(&entries, &members);
-            match ports {
-                None => all_ports = Some(Box::new(group)),
-                Some(ports) => {
-                    let number = u32::try_from(groups.len()).unwrap_or(u32::MAX);
-                    by_port.extend(ports.iter().map(|port| (*port, number)));
-                    groups.push(group);
-                }
+        let mut members: Vec<(u32, u32)> = Vec::with_capacity(entries.len());
+        for (number, source) in (0..).zip(sources) {
+            let group = source.ports.map_or(0, |ports| {
+                let next = u32::try_from(numbers.len()).map_or(u32::MAX, |n| n.saturating_add(1));
+                *numbers.entry(ports.as_ptr()).or_insert_with(|| {
+                    by_port.extend(ports.iter().map(|port| (*port, next - 1)));
+                    next
+                })
+            });
+            members.push((group, number));
+        }
+        members.sort_unstable();
+        let build =
+            Build { popular: Popularity::of(&entries, sources), entries: &entries, sources };
+        let mut all_ports = None;
+        let mut groups = Vec::with_capacity(numbers.len());
+        drop(numbers);
+        for members in members.chunk_by(|a, b| a.0 == b.0) {
+            let group = Group::new(&build, members);
+            match members.first() {
+                Some((0, _)) => all_ports = Some(Box::new(group)),
+                _ => groups.push(group),
             }
         }
+        drop(build);
         by_port.sort_unstable();
         Self {
             entries: entries.into_boxed_slice(),
@@ -146,35 +209,48 @@ impl RuleIndex {
         let mut best = u32::MAX;
         for group in self.groups_of(query.port) {
             // A group's postings come in order: beyond the best there is nothing to gain.
-            let _ = group.visit(&self.entries, query, &mut |number| {
+            let found = |number: u32| {
                 best = best.min(number);
-                ControlFlow::<()>::Break(())
-            });
+                ControlFlow::Break(())
+            };
+            group.visit(&self.entries, query, || true, found);
         }
         self.rule_of(best)
     }
 
-    /// Up to `most` rules that match, in no order. `port: None` asks only the rules for all ports.
-    pub(super) fn some(&self, query: &Query<'_>, every_port: bool, most: usize) -> Vec<u32> {
-        let mut out = Vec::new();
+    /// Some rules that match, up to `most`, each once. `every_port` asks only those for all ports.
+    pub(super) fn some(
+        &self,
+        query: &Query<'_>,
+        every_port: bool,
+        most: usize,
+        work: &Work,
+    ) -> Vec<u32> {
+        let mut out: Vec<u32> = Vec::new();
         let groups = self.groups_of(query.port).filter(|group| {
             !every_port || self.all_ports.as_deref().is_some_and(|all| std::ptr::eq(all, *group))
         });
         for group in groups {
-            let mut seen = 0;
-            let _ = group.visit(&self.entries, query, &mut |number| {
-                out.extend(self.rule_of(number));
-                seen += 1;
-                if seen < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            });
+            if out.len() >= most || !work.spend(1) {
+                break;
+            }
+            let found = |number: u32| {
+                out.extend(self.rule_of(number).filter(|rule| !out.contains(rule)));
+                if out.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            group.visit(&self.entries, query, || work.spend(1), found);
         }
         out
     }
 
     /// Whether some identity, or none, could match from this address.
     pub(super) fn could_match(&self, address: IpAddr, port: u16) -> bool {
-        self.groups_of(port)
-            .any(|group| group.reach.as_deref().is_none_or(|set| set.contains(address)))
+        self.groups_of(port).any(|group| match &*group.few {
+            [] => group.reach.as_deref().is_none_or(|set| set.contains(address)),
+            few => {
+                few.iter().any(|n| at(&self.entries, *n).is_some_and(|e| e.has_address(address)))
+            }
+        })
     }
 
     fn rule_of(&self, number: u32) -> Option<u32> {
@@ -193,23 +269,39 @@ impl RuleIndex {
     }
 }
 
+fn at(entries: &[(u32, Entry)], number: u32) -> Option<&Entry> {
+    entries.get(usize::try_from(number).ok()?).map(|(_, entry)| entry)
+}
+
 impl Group {
-    fn new(entries: &[(u32, Entry)], members: &[Member<'_>]) -> Self {
+    /// `members` are numbers of entries, in order, each behind the group's own.
+    fn new(build: &Build<'_>, members: &[(u32, u32)]) -> Self {
+        let entries = build.entries;
         let mut group = Self::default();
+        if members.len() <= FEW {
+            group.few = members.iter().map(|(_, number)| *number).collect();
+            return group;
+        }
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        let mut identities = ByIdentity::default();
-        let of = |number: u32| {
-            usize::try_from(number).ok().and_then(|at| entries.get(at)).map(|(_, entry)| entry)
-        };
-        for (number, blocks, by_identity) in members {
-            let Some(entry) = of(*number) else { continue };
+        let (mut exact, mut wildcards) = (Vec::new(), Vec::new());
+        for (_, number) in members {
+            let source = usize::try_from(*number).ok().and_then(|n| build.sources.get(n));
+            let (Some(entry), Some(source)) = (at(entries, *number), source) else { continue };
             match &entry.identities {
                 None if entry.addresses.is_none() => {
                     group.anyone = group.anyone.or(Some(*number));
                 }
-                Some(set) if *by_identity => identities.file(*number, set),
+                Some(set) if build.popular.prefer_identity(entry, source.blocks) => {
+                    for pattern in set.iter().filter(|pattern| !pattern.is_relative()) {
+                        if pattern.is_exact() {
+                            exact.push((pattern.text().clone(), *number));
+                        } else {
+                            wildcards.push((Arc::from(pattern.key()), *number));
+                        }
+                    }
+                }
                 _ => {
-                    for block in *blocks {
+                    for block in source.blocks {
                         let posting = Posting {
                             entry: *number,
                             ask_addresses: !block.except.is_empty(),
@@ -224,10 +316,11 @@ impl Group {
         }
         group.v4 = PrefixIndex::new(v4).map(Box::new);
         group.v6 = PrefixIndex::new(v6).map(Box::new);
-        if !(identities.exact.is_empty() && identities.wildcards.is_empty()) {
-            group.identities = Some(Box::new(identities));
+        if !(exact.is_empty() && wildcards.is_empty()) {
+            let (exact, wildcards) = (Keyed::new(exact), Keyed::new(wildcards));
+            group.identities = Some(Box::new(ByIdentity { exact, wildcards }));
         }
-        let sets = members.iter().map(|(number, ..)| of(*number)?.addresses.as_ref());
+        let sets = members.iter().map(|(_, number)| at(entries, *number)?.addresses.as_deref());
         if sets.clone().all(|set| set.is_some()) {
             group.reach = Some(Box::new(AddressSet::union(sets.flatten())));
         }
@@ -235,14 +328,16 @@ impl Group {
     }
 
     /// Shows `found` entries that match. It breaks to leave the list at hand: each list is in
-    /// order, so its first match is the best it has.
+    /// order, so its first match is the best it has. `go` is asked before each entry; after its
+    /// no, no further one is.
     #[inline]
     fn visit(
         &self,
         entries: &[(u32, Entry)],
         query: &Query<'_>,
-        found: &mut impl FnMut(u32) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+        go: impl Fn() -> bool,
+        mut found: impl FnMut(u32) -> ControlFlow<()>,
+    ) {
         if let Some(number) = self.anyone {
             let _ = found(number);
         }
@@ -250,19 +345,26 @@ impl Group {
             if !addresses && !identities {
                 return true;
             }
-            let entry = usize::try_from(number).ok().and_then(|at| entries.get(at));
-            entry.is_some_and(|(_, entry)| {
+            at(entries, number).is_some_and(|entry| {
                 (!addresses || entry.has_address(query.address))
                     && (!identities || entry.has_identity(query.identity))
             })
         };
+        for number in &self.few {
+            if !go() || (ask(*number, true, true) && found(*number).is_break()) {
+                return;
+            }
+        }
         let mut in_order = |postings: &[Posting]| {
             for p in postings {
+                if !go() {
+                    return ControlFlow::Break(());
+                }
                 if ask(p.entry, p.ask_addresses, p.ask_identities) && found(p.entry).is_break() {
                     break;
                 }
             }
-            ControlFlow::<()>::Continue(())
+            ControlFlow::Continue(())
         };
         let _ = match query.address {
             IpAddr::V4(ip) => self.v4.as_ref().map(|index| index.visit(ip.into(), &mut in_order)),
@@ -271,6 +373,9 @@ impl Group {
         if let (Some(index), Some(id)) = (&self.identities, query.identity) {
             for (list, wildcard) in index.lists(id.as_str()) {
                 for number in list {
+                    if !go() {
+                        return;
+                    }
                     // An exact key proves the identity; a wildcard's is only where it begins.
                     if ask(*number, true, wildcard) && found(*number).is_break() {
                         break;
@@ -278,45 +383,33 @@ impl Group {
                 }
             }
         }
-        ControlFlow::Continue(())
     }
 }
 
 impl ByIdentity {
-    fn file(&mut self, number: u32, set: &IdentitySet) {
-        for pattern in set.iter().filter(|pattern| !pattern.is_relative()) {
-            let map = if pattern.is_exact() { &mut self.exact } else { &mut self.wildcards };
-            let list = map.entry(Box::from(pattern.key())).or_default();
-            // An entry's patterns come one after the other, so a repeated one is the last.
-            if list.last() != Some(&number) {
-                list.push(number);
-            }
-        }
-    }
-
     fn lists<'s>(&'s self, id: &'s str) -> impl Iterator<Item = (&'s [u32], bool)> {
-        let wild = (!self.wildcards.is_empty()).then(|| prefixes(id));
+        let wild = (!self.wildcards.parts.is_empty()).then(|| prefixes(id));
         let wild = wild.into_iter().flatten().filter_map(|prefix| self.wildcards.get(prefix));
-        let exact = self.exact.get(id).into_iter().map(|list| (list.as_slice(), false));
-        exact.chain(wild.map(|list| (list.as_slice(), true)))
+        let exact = self.exact.get(id).into_iter().map(|list| (list, false));
+        exact.chain(wild.map(|list| (list, true)))
     }
 }
 
 /// How many entries share each key, among those that have both identities and CIDRs.
-struct Popularity {
-    identities: HashMap<Box<str>, u32>,
+struct Popularity<'e> {
+    identities: HashMap<&'e str, u32>,
     networks: HashMap<IpNet, u32>,
 }
 
-impl Popularity {
-    fn of(filed: &[Filed<'_>]) -> Self {
+impl<'e> Popularity<'e> {
+    fn of(entries: &'e [(u32, Entry)], sources: &[Source<'_>]) -> Self {
         let mut out = Self { identities: HashMap::new(), networks: HashMap::new() };
-        for one in filed.iter().filter(|one| !one.entry.anyone() && !one.blocks.is_empty()) {
-            let Some(set) = &one.entry.identities else { continue };
+        for ((_, entry), source) in entries.iter().zip(sources) {
+            let (Some(set), Some(_)) = (&entry.identities, &entry.addresses) else { continue };
             for pattern in set.iter() {
-                *out.identities.entry(Box::from(pattern.key())).or_default() += 1;
+                *out.identities.entry(pattern.key()).or_default() += 1;
             }
-            for block in one.blocks {
+            for block in source.blocks {
                 *out.networks.entry(block.net).or_default() += 1;
             }
         }
@@ -324,14 +417,14 @@ impl Popularity {
     }
 
     /// Files an entry where fewer others are.
-    fn prefer_identity(&self, one: &Filed<'_>) -> bool {
-        let Some(set) = &one.entry.identities else { return false };
-        if one.entry.addresses.is_none() {
+    fn prefer_identity(&self, entry: &Entry, blocks: &[Block]) -> bool {
+        let Some(set) = &entry.identities else { return false };
+        if entry.addresses.is_none() {
             return true;
         }
         let most = |counts: &mut dyn Iterator<Item = u32>| counts.max().unwrap_or(0);
         let ids = most(&mut set.iter().filter_map(|p| self.identities.get(p.key())).copied());
-        let nets = most(&mut one.blocks.iter().filter_map(|b| self.networks.get(&b.net)).copied());
+        let nets = most(&mut blocks.iter().filter_map(|b| self.networks.get(&b.net)).copied());
         ids <= nets
     }
 }

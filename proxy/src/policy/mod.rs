@@ -15,6 +15,7 @@ mod directory;
 mod explain;
 mod identity;
 mod index;
+mod limits;
 mod lint;
 mod model;
 mod parse;
@@ -164,11 +165,9 @@ pub fn load(
     own: Option<&TrustDomain>,
 ) -> Result<Compiled, Diagnostics> {
     let mut sink = diagnostic::Sink::new(file_name, text);
-    // The tree of a large file is large: it goes before the indexes are built.
-    let file = yaml::parse(text, &mut sink).map(|root| parse::file(&root, own, &mut sink));
-    let Some(file) = file else { return Err(sink.fail()) };
-    let policy = compile::compile(&file, text, own);
-    lint::check(&file, &policy, &mut sink);
+    let Some(mut file) = parse::file(text, own, &mut sink) else { return Err(sink.fail()) };
+    let policy = compile::compile(&mut file, text, own);
+    lint::check(&file, &policy, lint::MOST_STEPS, &mut sink);
     let warnings = sink.finish()?;
     Ok(Compiled { policy, warnings })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pillion_certs::spiffe::TrustDomain;
 
 use super::cidr::Block;
-use super::identity::Pattern;
+use super::identity::IdentitySet;
 use super::reader::Section;
 use super::yaml::Pos;
 use super::{Action, AppAddress, Enforcement, Mode, OutboundAction};
@@ -55,26 +55,26 @@ pub(super) struct Rule {
     pub(super) ports: Option<Arc<[u16]>>,
     /// The first port of the list as it was written, for an error about it.
     pub(super) ports_pos: Pos,
-    pub(super) from: Vec<From>,
+    pub(super) from: Box<[From]>,
 }
 
 /// `any: true` has neither list.
 #[derive(Debug)]
 pub(super) struct From {
     pub(super) pos: Pos,
-    pub(super) blocks: Option<Vec<Block>>,
-    pub(super) identities: Option<Vec<Pattern>>,
+    pub(super) blocks: Option<Box<[Block]>>,
+    pub(super) identities: Option<IdentitySet>,
 }
 
 #[derive(Debug)]
 pub(super) struct Destination {
     pub(super) pos: Pos,
     pub(super) name: Arc<str>,
-    pub(super) hosts: Vec<Arc<str>>,
-    pub(super) blocks: Vec<Block>,
+    pub(super) hosts: Box<[Arc<str>]>,
+    pub(super) blocks: Box<[Block]>,
     pub(super) ports: Option<Arc<[u16]>>,
     pub(super) action: OutboundAction,
-    pub(super) server_identities: Vec<Pattern>,
+    pub(super) server_identities: IdentitySet,
     pub(super) tunnel_reuse: bool,
 }
 
@@ -82,6 +82,11 @@ impl Inbound {
     /// The mode of a port; `None` only of a file with errors.
     pub(super) fn mode(&self, port: u16) -> Option<Mode> {
         self.ports.get(&port).or(self.mtls.as_ref()).map(|mode| mode.value)
+    }
+
+    /// The modes that some port has.
+    pub(super) fn modes(&self) -> impl Iterator<Item = Mode> {
+        self.ports.values().chain(&self.mtls).map(|mode| mode.value)
     }
 }
 

@@ -7,13 +7,14 @@ use pillion_certs::spiffe::TrustDomain;
 
 use super::cidr::{Block, parse_net};
 use super::diagnostic::{Kind, Sink};
-use super::identity::Pattern;
+use super::identity::{IdentitySet, Pattern, domain_of};
+use super::limits::{Counts, MAX_PROBES, MAX_TRUST_DOMAINS, too_many};
 use super::model::{
     At, BLOCK, DESTINATION, DOCUMENT, Destination, FROM, File, From, INBOUND, Inbound, METADATA,
     OUTBOUND, Outbound, PORT, PROBE, RULE, Rule,
 };
 use super::reader::Fields;
-use super::yaml::{Node, Value, short};
+use super::yaml::{self, Node, Pos, Stream, Value, short};
 use super::{Action, AppAddress, Enforcement, Mode, OutboundAction};
 
 /// The only version of the format.
@@ -35,60 +36,124 @@ const OUT_ACTIONS: &[(&str, OutboundAction)] = &[
     ("deny", OutboundAction::Deny),
 ];
 
-pub(super) fn file(root: &Node, own: Option<&TrustDomain>, sink: &mut Sink<'_>) -> File {
-    let mut out = File::default();
-    let Some(doc) = sink.fields(root, &DOCUMENT) else { return out };
-    for (key, word) in [("apiVersion", API_VERSION), ("kind", KIND)] {
-        if let Some(node) = doc.get(key) {
-            sink.choice(node, &[(word, ())]);
-        }
-    }
-    let metadata = doc.get("metadata").and_then(|node| sink.fields(node, &METADATA));
-    if let Some(node) = metadata.and_then(|fields| fields.get("name")) {
-        out.name = sink.text(node).map(str::to_owned).unwrap_or_default();
-        if !out.name.is_empty() && !is_dns_name(&out.name) {
-            let message = format!("\"{}\" is no name; {DNS_NAME}", short(&out.name));
-            sink.add(Kind::BadValue, node.pos, message);
-        }
-    }
-    let enforcement = doc.get("enforcement").and_then(|node| sink.choice(node, ENFORCEMENTS));
-    out.enforcement = enforcement.unwrap_or_default();
-    if let Some(node) = doc.get("trustDomains") {
-        let cure = "leave trustDomains out to accept our own domain alone";
-        let items = sink.some_list(node, cure).unwrap_or_default();
-        let domains = items.iter().filter_map(|item| sink.parsed(item, "trust domain"));
-        out.trust_domains = Some(domains.collect());
-    }
-    // Identities aren't held against a list that couldn't be read in full.
-    let accepted = match (doc.get("trustDomains"), &out.trust_domains) {
-        (None, _) => own.cloned().map(|own| vec![own]),
-        (Some(node), Some(list)) => match &node.value {
-            Value::List(items) if !items.is_empty() && items.len() == list.len() => {
-                Some(list.clone())
-            }
-            _ => None,
-        },
-        (Some(_), None) => None,
-    };
-    let mut reader = Reader { own, accepted, sink };
-    out.inbound = doc.get("inbound").map(|node| reader.inbound(node)).unwrap_or_default();
-    out.outbound = doc.get("outbound").map(|node| reader.outbound(node)).unwrap_or_default();
-    out
+/// Reads a file. `None` after an error that leaves no document to read, which is in `sink` then.
+pub(super) fn file<'t>(text: &str, own: Option<&TrustDomain>, sink: &mut Sink<'t>) -> Option<File> {
+    let mut read = Read::default();
+    let root = yaml::parse(text, sink, |stream, node, sink| {
+        let mut reader = Reader { own, read: &mut read, sink };
+        match stream {
+            Stream::Rules => reader.rule(node),
+            Stream::Destinations => reader.destination(node),
+        };
+    })?;
+    Some(Reader { own, read: &mut read, sink }.document(&root))
 }
 
 const DNS_NAME: &str =
     "write a DNS name: a-z, 0-9, \"-\" and \".\", beginning and ending in a letter or digit";
 
+/// What has been read so far.
+#[derive(Default)]
+struct Read {
+    rules: Vec<Rule>,
+    destinations: Vec<Destination>,
+    rule_names: HashSet<Arc<str>>,
+    destination_names: HashSet<Arc<str>>,
+    /// Equal lists are one, so that rules are grouped by where their list stands.
+    ports: HashSet<Arc<[u16]>>,
+    /// Held against `trustDomains` at the end: it may stand below the rules.
+    identities: Vec<(Pos, Arc<str>)>,
+    counts: Counts,
+}
+
 struct Reader<'r, 't> {
     own: Option<&'r TrustDomain>,
-    /// `None`: not known.
-    accepted: Option<Vec<TrustDomain>>,
+    read: &'r mut Read,
     sink: &'r mut Sink<'t>,
 }
 
 impl Reader<'_, '_> {
+    fn document(mut self, root: &Node) -> File {
+        let mut out = File::default();
+        let Some(doc) = self.sink.fields(root, &DOCUMENT) else { return out };
+        for (key, word) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+            if let Some(node) = doc.get(key) {
+                self.sink.choice(node, &[(word, ())]);
+            }
+        }
+        let metadata = doc.get("metadata").and_then(|node| self.sink.fields(node, &METADATA));
+        if let Some(node) = metadata.and_then(|fields| fields.get("name")) {
+            out.name = self.sink.text(node).map(str::to_owned).unwrap_or_default();
+            if !out.name.is_empty() && !is_dns_name(&out.name) {
+                let message = format!("\"{}\" is no name; {DNS_NAME}", short(&out.name));
+                self.sink.add(Kind::BadValue, node.pos, message);
+            }
+        }
+        let enforcement =
+            doc.get("enforcement").and_then(|node| self.sink.choice(node, ENFORCEMENTS));
+        out.enforcement = enforcement.unwrap_or_default();
+        out.trust_domains = doc.get("trustDomains").map(|node| self.trust_domains(node));
+        if let Some(accepted) = self.accepted(&doc, out.trust_domains.as_deref()) {
+            self.foreign(&accepted);
+        }
+        out.inbound = doc.get("inbound").map(|node| self.inbound(node)).unwrap_or_default();
+        out.outbound = doc.get("outbound").map(|node| self.outbound(node)).unwrap_or_default();
+        out
+    }
+
+    fn trust_domains(&mut self, node: &Node) -> Vec<TrustDomain> {
+        let cure = "leave trustDomains out to accept our own domain alone";
+        let items = self.sink.some_list(node, cure).unwrap_or_default();
+        self.at_most(items, MAX_TRUST_DOMAINS, "trust domains");
+        let most = usize::try_from(MAX_TRUST_DOMAINS).unwrap_or(usize::MAX);
+        let items = items.iter().take(most);
+        items.filter_map(|item| self.sink.parsed(item, "trust domain")).collect()
+    }
+
+    /// The domains that identities are held against. `None` where there is none to know, and for a
+    /// list that couldn't be read in full.
+    fn accepted(
+        &self,
+        doc: &Fields<'_>,
+        listed: Option<&[TrustDomain]>,
+    ) -> Option<HashSet<String>> {
+        let domains = match (doc.get("trustDomains").map(|node| &node.value), listed) {
+            (None, _) => std::slice::from_ref(self.own?),
+            (Some(Value::List(items)), Some(list))
+                if !items.is_empty() && items.len() == list.len() =>
+            {
+                list
+            }
+            (Some(_), _) => return None,
+        };
+        Some(domains.iter().map(|domain| domain.as_str().to_owned()).collect())
+    }
+
+    fn foreign(&mut self, accepted: &HashSet<String>) {
+        for (pos, text) in std::mem::take(&mut self.read.identities) {
+            let Some(domain) = domain_of(&text).filter(|domain| !accepted.contains(*domain)) else {
+                continue;
+            };
+            let message = format!(
+                "peers of the trust domain {} are not accepted, so \"{}\" matches nobody; add \
+                 the domain to trustDomains or mend the identity",
+                short(domain),
+                short(&text)
+            );
+            self.sink.add(Kind::ForeignTrustDomain, pos, message);
+        }
+    }
+
+    /// Notes a list that is too long.
+    fn at_most(&mut self, items: &[Node], most: u32, what: &str) {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        if let Some(first) = items.get(most) {
+            too_many(self.sink, first.pos, most, what);
+        }
+    }
+
     fn inbound(&mut self, node: &Node) -> Inbound {
-        let mut out = Inbound::default();
+        let mut out = Inbound { rules: std::mem::take(&mut self.read.rules), ..Inbound::default() };
         let Some(fields) = self.sink.fields(node, &INBOUND) else { return out };
         let mtls = fields.get("mtls");
         out.mtls = mtls.and_then(|node| self.mode(node));
@@ -109,10 +174,11 @@ impl Reader<'_, '_> {
         });
         out.app_address = address.unwrap_or_default();
         let probes = fields.get("probes").and_then(|node| self.sink.list(node));
-        out.probes = probes.unwrap_or_default().iter().filter_map(|n| self.probe(n)).collect();
-        let rules = fields.get("rules").and_then(|node| self.sink.list(node)).unwrap_or_default();
-        let mut names = HashSet::new();
-        out.rules = rules.iter().filter_map(|node| self.rule(node, &mut names)).collect();
+        let probes = probes.unwrap_or_default();
+        self.at_most(probes, MAX_PROBES, "probes");
+        out.probes = probes.iter().filter_map(|n| self.probe(n)).collect();
+        // The items have been read; that they are a list remains.
+        fields.get("rules").map(|node| self.sink.list(node));
         out
     }
 
@@ -139,9 +205,10 @@ impl Reader<'_, '_> {
         Some((port?, path.into()))
     }
 
-    fn rule<'n>(&mut self, node: &'n Node, names: &mut HashSet<&'n str>) -> Option<Rule> {
+    fn rule(&mut self, node: &Node) -> Option<()> {
+        self.read.counts.rules(node.pos, self.sink)?;
         let fields = self.sink.fields(node, &RULE)?;
-        let name = self.name(&fields, names);
+        let name = self.name(&fields, |read| &mut read.rule_names);
         let action = fields.get("action").and_then(|n| self.sink.choice(n, ACTIONS));
         let mode = match fields.get("mode") {
             None => Some(Enforcement::Enforce),
@@ -150,8 +217,8 @@ impl Reader<'_, '_> {
         let ports = self.ports(&fields);
         let cure = "write [{any: true}] to match everyone";
         let from = fields.get("from").and_then(|node| self.sink.some_list(node, cure))?;
-        let from = all(from.iter().map(|node| self.from(node)).collect());
-        Some(Rule {
+        let from = all(from.iter().map(|node| self.from(node)));
+        let rule = Rule {
             pos: fields.key_pos("name"),
             name: name?,
             action: action?,
@@ -159,11 +226,17 @@ impl Reader<'_, '_> {
             ports: ports?,
             ports_pos: fields.get("ports").map_or(fields.pos, |node| node.pos),
             from: from?,
-        })
+        };
+        self.read.rules.push(rule);
+        Some(())
     }
 
     /// A rule's or destination's name: a DNS label (RFC 1123), since it becomes a metric's label.
-    fn name<'n>(&mut self, fields: &Fields<'n>, names: &mut HashSet<&'n str>) -> Option<Arc<str>> {
+    fn name(
+        &mut self,
+        fields: &Fields<'_>,
+        taken: impl FnOnce(&mut Read) -> &mut HashSet<Arc<str>>,
+    ) -> Option<Arc<str>> {
         let node = fields.get("name")?;
         let name = self.sink.text(node)?;
         if !is_dns_label(name) {
@@ -176,11 +249,14 @@ impl Reader<'_, '_> {
         } else if RESERVED_NAMES.contains(&name) {
             let message = format!("\"{name}\" names verdicts that no rule decides; choose another");
             self.sink.add(Kind::BadValue, node.pos, message);
-        } else if !names.insert(name) {
+        } else {
+            let taken = taken(self.read);
+            let own: Arc<str> = Arc::from(name);
+            if taken.insert(own.clone()) {
+                return Some(own);
+            }
             let message = format!("the name \"{name}\" is taken already; choose another");
             self.sink.add(Kind::DuplicateName, node.pos, message);
-        } else {
-            return Some(Arc::from(name));
         }
         None
     }
@@ -190,10 +266,16 @@ impl Reader<'_, '_> {
     fn ports(&mut self, fields: &Fields<'_>) -> Option<Option<Arc<[u16]>>> {
         let Some(node) = fields.get("ports") else { return Some(None) };
         let items = self.sink.some_list(node, "leave ports out to mean every port")?;
-        let mut ports = all(items.iter().map(|node| self.sink.port(node)).collect())?;
+        self.read.counts.ports(items, self.sink)?;
+        let mut ports = all(items.iter().map(|node| self.sink.port(node)))?.into_vec();
         ports.sort_unstable();
         ports.dedup();
-        Some(Some(Arc::from(ports)))
+        if let Some(same) = self.read.ports.get(ports.as_slice()) {
+            return Some(Some(same.clone()));
+        }
+        let ports: Arc<[u16]> = Arc::from(ports);
+        self.read.ports.insert(ports.clone());
+        Some(Some(ports))
     }
 
     fn from(&mut self, node: &Node) -> Option<From> {
@@ -228,9 +310,10 @@ impl Reader<'_, '_> {
         Some(From { pos: node.pos, blocks, identities })
     }
 
-    fn blocks(&mut self, node: &Node) -> Option<Vec<Block>> {
+    fn blocks(&mut self, node: &Node) -> Option<Box<[Block]>> {
         let items = self.sink.some_list(node, "leave ipBlocks out to match every address")?;
-        all(items.iter().map(|node| self.block(node)).collect())
+        self.read.counts.cidrs(items, self.sink)?;
+        all(items.iter().map(|node| self.block(node)))
     }
 
     fn block(&mut self, node: &Node) -> Option<Block> {
@@ -241,8 +324,10 @@ impl Reader<'_, '_> {
         let fields = self.sink.fields(node, &BLOCK)?;
         let net = fields.get("cidr").and_then(|node| self.net(node));
         let list = fields.get("except").map(|node| self.sink.list(node).unwrap_or_default());
+        let list = list.unwrap_or_default();
+        self.read.counts.cidrs(list, self.sink)?;
         let mut except = Vec::new();
-        for item in list.unwrap_or_default() {
+        for item in list {
             let Some(inner) = self.net(item) else { continue };
             if net.is_some_and(|outer| !outer.contains(&inner)) {
                 let outer = net.map(|net| net.to_string()).unwrap_or_default();
@@ -269,55 +354,43 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn identities(&mut self, node: &Node) -> Option<Vec<Pattern>> {
+    fn identities(&mut self, node: &Node) -> Option<IdentitySet> {
         let cure = "leave the key out to ask for no identity";
         let items = self.sink.some_list(node, cure)?;
-        all(items.iter().map(|node| self.identity(node)).collect())
+        self.read.counts.identities(items, self.sink)?;
+        Some(IdentitySet::new(all(items.iter().map(|node| self.identity(node)))?))
     }
 
     fn identity(&mut self, node: &Node) -> Option<Pattern> {
         let text = self.sink.text(node)?;
-        let pattern = match Pattern::parse(text, self.own) {
-            Ok(pattern) => pattern,
+        match Pattern::parse(text, self.own) {
+            Ok(pattern) => {
+                self.read.identities.push((node.pos, pattern.text().clone()));
+                Some(pattern)
+            }
             Err(error) => {
                 let message = format!("\"{}\" is no identity: {error}", short(text));
                 self.sink.add(Kind::BadValue, node.pos, message);
-                return None;
+                None
             }
-        };
-        if let (Some(domain), Some(accepted)) = (pattern.domain(), &self.accepted)
-            && !accepted.iter().any(|own| own.as_str() == domain)
-        {
-            let message = format!(
-                "peers of the trust domain {} are not accepted, so \"{}\" matches nobody; add \
-                 the domain to trustDomains or mend the identity",
-                short(domain),
-                short(text)
-            );
-            self.sink.add(Kind::ForeignTrustDomain, node.pos, message);
-            return None;
         }
-        Some(pattern)
     }
 
     fn outbound(&mut self, node: &Node) -> Outbound {
-        let mut out = Outbound::default();
+        let mut out = Outbound {
+            destinations: std::mem::take(&mut self.read.destinations),
+            ..Outbound::default()
+        };
         let Some(fields) = self.sink.fields(node, &OUTBOUND) else { return out };
         out.default = fields.get("defaultAction").and_then(|n| self.sink.choice(n, OUT_DEFAULTS));
-        let list = fields.get("destinations").and_then(|node| self.sink.list(node));
-        let mut names = HashSet::new();
-        let list = list.unwrap_or_default().iter();
-        out.destinations = list.filter_map(|node| self.destination(node, &mut names)).collect();
+        fields.get("destinations").map(|node| self.sink.list(node));
         out
     }
 
-    fn destination<'n>(
-        &mut self,
-        node: &'n Node,
-        names: &mut HashSet<&'n str>,
-    ) -> Option<Destination> {
+    fn destination(&mut self, node: &Node) -> Option<()> {
+        self.read.counts.rules(node.pos, self.sink)?;
         let fields = self.sink.fields(node, &DESTINATION)?;
-        let name = self.name(&fields, names);
+        let name = self.name(&fields, |read| &mut read.destination_names);
         let action = fields.get("action").and_then(|n| self.sink.choice(n, OUT_ACTIONS));
         let ports = self.ports(&fields);
         let hosts = fields.get("hosts").map(|node| self.hosts(node));
@@ -345,21 +418,24 @@ impl Reader<'_, '_> {
             None => Some(true),
             Some(node) => self.sink.boolean(node),
         };
-        Some(Destination {
+        let destination = Destination {
             pos: fields.key_pos("name"),
             name: name?,
-            hosts: hosts.unwrap_or(Some(Vec::new()))?,
-            blocks: blocks.unwrap_or(Some(Vec::new()))?,
+            hosts: hosts.unwrap_or(Some(Box::default()))?,
+            blocks: blocks.unwrap_or(Some(Box::default()))?,
             ports: ports?,
             action: action?,
-            server_identities: identities.unwrap_or(Some(Vec::new()))?,
+            server_identities: identities.unwrap_or_else(|| Some(IdentitySet::default()))?,
             tunnel_reuse: reuse?,
-        })
+        };
+        self.read.destinations.push(destination);
+        Some(())
     }
 
-    fn hosts(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
+    fn hosts(&mut self, node: &Node) -> Option<Box<[Arc<str>]>> {
         let items = self.sink.some_list(node, "leave hosts out to go by ipBlocks alone")?;
-        all(items.iter().map(|node| self.host(node)).collect())
+        self.read.counts.hosts(items, self.sink)?;
+        all(items.iter().map(|node| self.host(node)))
     }
 
     fn host(&mut self, node: &Node) -> Option<Arc<str>> {
@@ -380,9 +456,15 @@ impl Reader<'_, '_> {
     }
 }
 
-/// All the items, or `None` if one couldn't be read; by then each of them has been.
-fn all<T>(items: Vec<Option<T>>) -> Option<Vec<T>> {
-    items.into_iter().collect()
+/// All the items, or `None` if one couldn't be read; each of them is read all the same.
+fn all<T>(items: impl ExactSizeIterator<Item = Option<T>>) -> Option<Box<[T]>> {
+    let mut out = Vec::with_capacity(items.len());
+    let mut good = true;
+    for item in items {
+        good &= item.is_some();
+        out.extend(item);
+    }
+    good.then(|| out.into_boxed_slice())
 }
 
 /// A DNS label in lower case (RFC 1123 section 2.1).

@@ -7,6 +7,7 @@
 //! and stays in the cache. Memory is linear in the CIDRs however they nest.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::ops::ControlFlow;
 
 use super::directory::{Directory, Word};
@@ -97,7 +98,9 @@ struct Builder<K> {
     segments: Vec<u32>,
     nodes: Vec<Node>,
     postings: Vec<Posting>,
-    known: HashMap<(u32, Box<[Posting]>), u32>,
+    /// Nodes by the hash of their parent and postings; of two with one hash the later is known.
+    known: HashMap<u64, u32>,
+    hashing: RandomState,
     /// The CIDRs that are open: their last address and node.
     stack: Vec<(K, u32)>,
 }
@@ -110,6 +113,7 @@ impl<K> Default for Builder<K> {
             nodes: Vec::new(),
             postings: Vec::new(),
             known: HashMap::new(),
+            hashing: RandomState::new(),
             stack: Vec::new(),
         }
     }
@@ -122,8 +126,9 @@ impl<K: Word> Builder<K> {
 
     fn open(&mut self, first: K, last: K, postings: impl Iterator<Item = Posting>) {
         let parent = self.current();
-        let own: Box<[Posting]> = postings.filter(|p| !self.has(parent, p)).collect();
-        let node = if own.is_empty() { parent } else { self.intern(parent, own) };
+        let mut own: Vec<Posting> = postings.filter(|p| !self.has(parent, p)).collect();
+        own.sort_unstable();
+        let node = if own.is_empty() { parent } else { self.intern(parent, &own) };
         self.stack.push((last, node));
         self.mark(first, node);
     }
@@ -139,15 +144,19 @@ impl<K: Word> Builder<K> {
         false
     }
 
-    fn intern(&mut self, parent: u32, mut own: Box<[Posting]>) -> u32 {
-        own.sort_unstable();
+    /// The node of a parent and of postings that are in order.
+    fn intern(&mut self, parent: u32, own: &[Posting]) -> u32 {
         let number = |n: usize| u32::try_from(n).unwrap_or(NONE);
         let (from, next) = (number(self.postings.len()), number(self.nodes.len()));
-        let key = (parent, own);
-        if let Some(node) = self.known.get(&key) {
-            return *node;
+        let key = self.hashing.hash_one((parent, own));
+        if let Some(number) = self.known.get(&key).copied()
+            && let Some(node) = usize::try_from(number).ok().and_then(|n| self.nodes.get(n))
+            && node.parent == parent
+            && slice(&self.postings, node) == own
+        {
+            return number;
         }
-        self.postings.extend_from_slice(&key.1);
+        self.postings.extend_from_slice(own);
         self.nodes.push(Node { parent, from, to: number(self.postings.len()) });
         self.known.insert(key, next);
         next

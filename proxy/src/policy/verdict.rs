@@ -20,8 +20,8 @@ pub struct InboundConn<'a> {
     pub identity: Option<&'a SpiffeId>,
 }
 
-/// The verdict that the rules with `mode: audit` (or all of them, under `enforcement: audit`)
-/// would have led to. It is there only where it differs.
+/// The verdict that is only reported: the denial that `enforcement: audit` lifted, or else what
+/// the rules with `mode: audit` would have led to, where that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shadow {
     /// Whether the connection would have been let through.
@@ -175,21 +175,23 @@ impl Policy {
     }
 
     /// Judges an inbound connection: enforced deny rules, enforced allow rules, `defaultAction`;
-    /// then the same with the audit rules in, for [`Decision::shadow`].
+    /// then the same with the audit rules in, for [`Decision::shadow`]. A denial that
+    /// `enforcement: audit` lifts is always the shadow, whatever audit rules say: it is what the
+    /// file will do once it is enforced.
     #[must_use]
     pub fn inbound(&self, conn: &InboundConn<'_>) -> Decision {
         debug_assert!(!is_mapped(conn.source), "IPv4-mapped addresses are made plain at the edge");
         let query = Query { address: conn.source, port: conn.port, identity: conn.identity };
         let (allow, rule) = self.judge(&query, false);
-        let file_audit = self.enforcement == Enforcement::Audit;
+        if !allow && self.enforcement == Enforcement::Audit {
+            let shadow = Some(Shadow { allow: false, rule: self.rule_name(rule) });
+            return Decision { allow: true, rule: self.audit_name.clone(), shadow };
+        }
         let inbound = &self.inbound;
         let any_audit = !(inbound.audit_deny.is_empty() && inbound.audit_allow.is_empty());
         let (would, by) = if any_audit { self.judge(&query, true) } else { (allow, rule) };
-        let lifted = file_audit && !allow;
-        let allow = allow || lifted;
         let shadow = (would != allow).then(|| Shadow { allow: would, rule: self.rule_name(by) });
-        let rule = if lifted { self.audit_name.clone() } else { self.rule_name(rule) };
-        Decision { allow, rule, shadow }
+        Decision { allow, rule: self.rule_name(rule), shadow }
     }
 
     /// The verdict and the rule that decides it; `None` is the default.

@@ -3,15 +3,41 @@
 //! Built from the parser's event stream, so that nothing is resolved on the way: no anchors, no
 //! aliases (they grow without bound, "the billion laughs"), no tags, no types guessed. A policy
 //! is read by people in reviews; what it says must be what stands there.
+//!
+//! Rules and destinations leave the tree as soon as they are complete, so that no more of a large
+//! file is in memory as nodes than one of them.
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
 use super::diagnostic::{Kind, Sink};
 
 /// The largest policy file that is read, in bytes.
-pub const MAX_FILE_BYTES: usize = 8 << 20;
+pub const MAX_FILE_BYTES: usize = 7 << 20;
+/// The most keys and values that one rule or destination has together with the rest of the file.
+pub(super) const MAX_VALUES: u32 = 310_000;
 /// The format itself needs 8.
 const MAX_DEPTH: usize = 16;
+
+/// The lists whose items are read one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stream {
+    /// `inbound.rules`.
+    Rules,
+    /// `outbound.destinations`.
+    Destinations,
+}
+
+impl Stream {
+    /// The list that is open at the innermost place, if it is one of them.
+    fn of(open: &[Open]) -> Option<Self> {
+        let [document, part, Open { body: Body::List(_), .. }] = open else { return None };
+        match (document.key()?, part.key()?) {
+            ("inbound", "rules") => Some(Self::Rules),
+            ("outbound", "destinations") => Some(Self::Destinations),
+            _ => None,
+        }
+    }
+}
 
 /// A place in the file, both from 1; columns are characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,26 +93,35 @@ enum Body {
     Map(Vec<(Key, Node)>, Option<Key>),
 }
 
-/// The one document of `text`. `None` after an error, which is in `sink` then.
-pub(super) fn parse(text: &str, sink: &mut Sink<'_>) -> Option<Node> {
-    if text.len() > MAX_FILE_BYTES {
-        let message = format!(
-            "the file has {} bytes and {MAX_FILE_BYTES} is the most; merge neighbouring CIDRs or \
-             use identities",
-            text.len()
-        );
-        sink.add(Kind::FileTooLarge, Pos::START, message);
-        return None;
+impl Open {
+    /// The key whose value is awaited.
+    fn key(&self) -> Option<&str> {
+        match &self.body {
+            Body::Map(_, Some(key)) => Some(&key.text),
+            Body::Map(_, None) | Body::List(_) => None,
+        }
     }
+}
+
+/// The one document of `text`, without the items of the [`Stream`] lists: those go to `item`.
+/// `None` after an error, which alone is in `sink` then.
+pub(super) fn parse<'t>(
+    text: &str,
+    sink: &mut Sink<'t>,
+    mut item: impl FnMut(Stream, &Node, &mut Sink<'t>),
+) -> Option<Node> {
+    small_enough(text, sink)?;
     let mut open: Vec<Open> = Vec::new();
     let mut root: Option<Node> = None;
     let mut documents = 0_u32;
+    // Nodes in memory: outside of streamed items, and with those of the item at hand.
+    let (mut outside, mut values) = (0_u32, 0_u32);
     for event in Parser::new_from_str(text) {
         let (event, span) = match event {
             Ok(event) => event,
             Err(error) => {
                 let pos = Pos::at(error.marker().line(), error.marker().col());
-                sink.add(Kind::YamlSyntax, pos, format!("this is not YAML: {}", error.info()));
+                sink.only(Kind::YamlSyntax, pos, format!("this is not YAML: {}", error.info()));
                 return None;
             }
         };
@@ -97,7 +132,7 @@ pub(super) fn parse(text: &str, sink: &mut Sink<'_>) -> Option<Node> {
                 if documents > 1 {
                     let message =
                         "a second document; a policy file has one: put it in its own file";
-                    sink.add(Kind::SecondDocument, pos, message);
+                    sink.only(Kind::SecondDocument, pos, message);
                     return None;
                 }
                 continue;
@@ -110,26 +145,14 @@ pub(super) fn parse(text: &str, sink: &mut Sink<'_>) -> Option<Node> {
             | Event::MappingStart(anchor, ref tag)
                 if anchor != 0 || tag.is_some() =>
             {
-                let what = if tag.is_some() {
-                    "a tag (\"!name\"); leave it out, or quote the value"
-                } else {
-                    "an anchor (\"&name\"); leave it out and write values where they are used"
-                };
-                return feature(sink, pos, what);
+                return feature(sink, pos, if tag.is_some() { TAG } else { ANCHOR });
             }
             Event::Scalar(text, style, ..) => {
                 let plain = style == ScalarStyle::Plain;
                 Some(Node { pos, value: Value::Scalar { text: text.into(), plain } })
             }
             Event::SequenceStart(..) | Event::MappingStart(..) => {
-                if open.len() == MAX_DEPTH {
-                    let message = format!(
-                        "nested deeper than {MAX_DEPTH} levels, which no policy is; look for a \
-                         bracket too many"
-                    );
-                    sink.add(Kind::TooDeep, pos, message);
-                    return None;
-                }
+                shallow_enough(open.len(), pos, sink)?;
                 let body = match event {
                     Event::SequenceStart(..) => Body::List(Vec::new()),
                     _ => Body::Map(Vec::new(), None),
@@ -140,22 +163,69 @@ pub(super) fn parse(text: &str, sink: &mut Sink<'_>) -> Option<Node> {
             Event::SequenceEnd | Event::MappingEnd => open.pop().map(close),
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => continue,
         };
-        if let Some(node) = done {
-            match open.last_mut() {
-                None => root = Some(node),
-                Some(parent) => attach(parent, node, sink)?,
+        let Some(node) = done else { continue };
+        values += 1;
+        few_enough(values, pos, sink)?;
+        match (Stream::of(&open), open.last_mut()) {
+            (Some(stream), _) => {
+                item(stream, &node, sink);
+                values = outside;
             }
+            (None, Some(parent)) => attach(parent, node, sink)?,
+            (None, None) => root = Some(node),
+        }
+        if open.len() < 3 {
+            outside = values;
         }
     }
     root.filter(|node| !node.is_null()).or_else(|| {
         let message = "the file holds no policy; begin with \"apiVersion: pillion/v1alpha1\"";
-        sink.add(Kind::EmptyFile, Pos::START, message);
+        sink.only(Kind::EmptyFile, Pos::START, message);
         None
     })
 }
 
+const TAG: &str = "a tag (\"!name\"); leave it out, or quote the value";
+const ANCHOR: &str = "an anchor (\"&name\"); leave it out and write values where they are used";
+
+fn small_enough(text: &str, sink: &mut Sink<'_>) -> Option<()> {
+    if text.len() > MAX_FILE_BYTES {
+        let message = format!(
+            "the file has {} bytes and {MAX_FILE_BYTES} is the most; merge neighbouring CIDRs or \
+             use identities",
+            text.len()
+        );
+        sink.only(Kind::FileTooLarge, Pos::START, message);
+        return None;
+    }
+    Some(())
+}
+
+fn shallow_enough(depth: usize, pos: Pos, sink: &mut Sink<'_>) -> Option<()> {
+    if depth == MAX_DEPTH {
+        let message = format!(
+            "nested deeper than {MAX_DEPTH} levels, which no policy is; look for a bracket too many"
+        );
+        sink.only(Kind::TooDeep, pos, message);
+        return None;
+    }
+    Some(())
+}
+
+fn few_enough(values: u32, pos: Pos, sink: &mut Sink<'_>) -> Option<()> {
+    if values > MAX_VALUES {
+        let message = format!(
+            "more than {MAX_VALUES} keys and values outside of the rules and destinations, or \
+                 in one of them; split it or merge its CIDRs"
+        );
+        sink.only(Kind::TooMany, pos, message);
+        return None;
+    }
+    Some(())
+}
+
 fn feature(sink: &mut Sink<'_>, pos: Pos, what: &str) -> Option<Node> {
-    sink.add(Kind::YamlFeature, pos, format!("a policy file can't have {what}"));
+    sink.only(Kind::YamlFeature, pos, format!("a policy file can't have {what}"));
     None
 }
 
@@ -182,7 +252,7 @@ fn attach(parent: &mut Open, node: Node, sink: &mut Sink<'_>) -> Option<()> {
                 Value::Scalar { text, .. } => *pending = Some(Key { pos: node.pos, text }),
                 Value::List(_) | Value::Map(_) => {
                     let message = "a key must be one word; write \"key: value\"";
-                    sink.add(Kind::WrongType, node.pos, message);
+                    sink.only(Kind::WrongType, node.pos, message);
                     return None;
                 }
             },
@@ -225,7 +295,7 @@ mod tests {
 
     fn refused(text: &str) -> (Kind, u32, u32) {
         let mut sink = Sink::new("t", text);
-        assert!(parse(text, &mut sink).is_none(), "{text:?}");
+        assert!(parse(text, &mut sink, |_, _, _| {}).is_none(), "{text:?}");
         let all = sink.finish().unwrap_err();
         let first = &all.as_slice()[0];
         (first.kind, first.line, first.column)
@@ -255,17 +325,38 @@ mod tests {
     fn depth_and_size_have_an_end() {
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
         assert_eq!(refused(&nested(MAX_DEPTH + 1)).0, Kind::TooDeep);
-        assert!(parse(&nested(MAX_DEPTH), &mut Sink::new("t", "")).is_some());
+        assert!(parse(&nested(MAX_DEPTH), &mut Sink::new("t", ""), |_, _, _| {}).is_some());
         // The parser itself may give up first.
         assert!(matches!(refused(&nested(100_000)).0, Kind::TooDeep | Kind::YamlSyntax));
         assert_eq!(refused(&" ".repeat(MAX_FILE_BYTES + 1)).0, Kind::FileTooLarge);
     }
 
     #[test]
+    fn rules_leave_the_tree_one_by_one_and_the_rest_has_an_end() {
+        let text = "inbound: {rules: [{a: [1]}, b], ports: [c]}\noutbound: {destinations: [d]}\n";
+        let mut seen = Vec::new();
+        let note = |stream, node: &Node, _: &mut Sink<'_>| seen.push((stream, node.pos.col));
+        let root = parse(text, &mut Sink::new("t", text), note).unwrap();
+        assert_eq!(seen, [(Stream::Rules, 19), (Stream::Rules, 29), (Stream::Destinations, 27)]);
+        let Value::Map(entries) = root.value else { panic!("a mapping") };
+        let Value::Map(inbound) = &entries[0].1.value else { panic!("a mapping") };
+        assert!(matches!(&inbound[0].1.value, Value::List(items) if items.is_empty()));
+        assert!(matches!(&inbound[1].1.value, Value::List(items) if items.len() == 1));
+
+        let most = usize::try_from(MAX_VALUES).unwrap();
+        let list = |n: usize| format!("[{}]", "a,".repeat(n));
+        assert_eq!(refused(&list(most + 1)).0, Kind::TooMany);
+        let rules = |n: usize| format!("inbound: {{rules: [{0}, {0}]}}", list(n));
+        assert_eq!(refused(&rules(most)).0, Kind::TooMany);
+        let two = rules(most - 100);
+        assert!(parse(&two, &mut Sink::new("t", ""), |_, _, _| {}).is_some());
+    }
+
+    #[test]
     fn places_are_those_of_the_text() {
         let text = "a:\n  - {b: 'c'}\n";
         let mut sink = Sink::new("t", text);
-        let root = parse(text, &mut sink).unwrap();
+        let root = parse(text, &mut sink, |_, _, _| {}).unwrap();
         let Value::Map(entries) = root.value else { panic!("a mapping") };
         let Value::List(items) = &entries[0].1.value else { panic!("a list") };
         let Value::Map(inner) = &items[0].value else { panic!("a mapping") };

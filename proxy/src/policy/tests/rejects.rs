@@ -1,6 +1,8 @@
 //! Every error and every warning, and what only looks like one.
 
 use super::*;
+use crate::policy::diagnostic::Sink;
+use crate::policy::{compile, index, lint, parse};
 
 fn destination(text: &str) -> String {
     file("", STRICT, &format!("{PASS}, destinations: [{{{text}}}]"))
@@ -291,4 +293,72 @@ fn what_is_only_warned_of() {
     assert_eq!(inbound("strict", "deny", "allow"), []);
     assert_eq!(inbound("permissive", "allow", "deny"), [Kind::DenyIdentityOnPermissive]);
     assert_eq!(inbound("strict", "allow", "deny"), []);
+}
+
+/// What a denial takes is only its to take where it denies.
+#[test]
+fn a_lifted_denial_shadows_nothing() {
+    let audit = |text: &str| errors(&text.replace("inbound:", "enforcement: audit\ninbound:"));
+    let out = "defaultAction: deny, destinations: [\
+        {name: d, action: deny, ipBlocks: [10.0.0.0/8]}, \
+        {name: m, action: mtls, ipBlocks: [10.1.0.0/16], serverIdentities: [a/b]}]";
+    let outbound = file("", STRICT, out);
+    assert_eq!(errors(&outbound), [Kind::UnreachableRule]);
+    assert_eq!(audit(&outbound), []);
+    let inbound = rules(
+        "{name: d, action: deny, from: [{ipBlocks: [10.0.0.0/8]}]}, \
+         {name: a, action: allow, from: [{ipBlocks: [10.1.0.0/16]}]}",
+    );
+    assert_eq!(errors(&inbound), [Kind::UnreachableRule]);
+    assert_eq!(audit(&inbound), []);
+    // What is no denial takes as much as ever.
+    let out =
+        out.replace("action: deny", "action: passthrough").replace("10.1.0.0/16", "10.0.0.0/7");
+    assert_eq!(audit(&file("", STRICT, &out)), [Kind::UnreachableRule]);
+}
+
+#[test]
+fn lists_have_an_end() {
+    let many = |item: &str, count: usize| vec![item; count].join(", ");
+    let entry = "{name: a, action: allow, from: [{any: true}], ports";
+    for (most, text) in [
+        (1_000, &|n| file(&format!("trustDomains: [{}]", many(OWN, n)), STRICT, PASS)),
+        (1_000, &|n| {
+            let probes = many("{port: 1, path: /z}", n);
+            file("", &format!("{STRICT}, probes: [{probes}]"), PASS)
+        }),
+        (10_000, &|n| destination(&format!("name: d, action: deny, hosts: [{}]", many("a", n)))),
+        (200_000, &|n| rules(&format!("{entry}: [{}]}}", many("1", n)))),
+        (100_000, &|n| {
+            destination(&format!("name: d, action: deny, ipBlocks: [{}]", many("::1", n)))
+        }),
+    ] as [(usize, &dyn Fn(usize) -> String); 5]
+    {
+        assert_eq!(errors(&text(most)), [], "{most}");
+        assert_eq!(errors(&text(most + 1)), [Kind::TooMany], "{most}");
+    }
+}
+
+/// Each deny is tried once, however many of its entries match; and no file takes for ever.
+#[test]
+fn comparing_rules_has_an_end() {
+    let entries = |count: usize| vec!["{ipBlocks: [10.0.0.0/8]}"; count].join(", ");
+    let text = rules(&format!(
+        "{{name: d, action: deny, from: [{}]}}, {{name: a, action: allow, from: [{}]}}",
+        entries(50),
+        "{ipBlocks: [10.1.0.0/16]}"
+    ));
+    let mut sink = Sink::new("t", &text);
+    let mut model = parse::file(&text, Some(&own()), &mut sink).unwrap();
+    let policy = compile::compile(&mut model, &text, Some(&own()));
+    let source = "10.1.0.1".parse().unwrap();
+    let query = index::Query { address: source, port: 1, identity: None };
+    let work = index::Work::new(1_000);
+    assert_eq!(policy.inbound.deny.some(&query, false, 64, &work), [0]);
+    assert!(work.left() >= 1_000 - 60, "{}", work.left());
+    for (steps, want) in [(lint::MOST_STEPS, 1), (100, 1), (3, 0)] {
+        let mut sink = Sink::new("t", &text);
+        lint::check(&model, &policy, steps, &mut sink);
+        assert_eq!(sink.finish().err().map_or(0, |all| all.as_slice().len()), want, "{steps}");
+    }
 }

@@ -90,7 +90,8 @@ fn enforcement_audit_blocks_nothing_and_reports() {
     assert_eq!(said(&policy, "10.0.0.1", 1, None), "allow:a");
     assert_eq!(said(&policy, "10.1.0.1", 1, None), "allow:audit!deny:d");
     assert_eq!(said(&policy, "10.2.0.1", 1, None), "allow:a!deny:ad");
-    assert_eq!(said(&policy, "11.0.0.1", 1, None), "allow:audit");
+    // What an audit rule would allow, the file denies once it is enforced.
+    assert_eq!(said(&policy, "11.0.0.1", 1, None), "allow:audit!deny:default");
     assert_eq!(said(&policy, "12.0.0.1", 1, None), "allow:audit!deny:default");
     assert_eq!(policy.inbound_by_address("10.1.0.1".parse().unwrap(), 1), None);
     assert_eq!(policy.inbound_mode(1), Mode::Strict, "TLS is never relaxed");
@@ -220,4 +221,59 @@ fn the_explanation_is_the_verdict() {
     assert!(denied.lines[0].why.contains("shadowed"), "{:?}", denied.lines);
     let plain = why("10.0.0.1", None);
     assert_eq!((plain.verdict, &*plain.rule), ("deny", "tls"));
+}
+
+#[test]
+fn a_lifted_denial_is_explained_by_what_denied() {
+    let text = rules(
+        "{name: a, action: allow, from: [{ipBlocks: [10.0.0.0/8]}]}, \
+         {name: d, action: deny, from: [{ipBlocks: [10.1.0.0/16]}]}, \
+         {name: e, action: deny, from: [{ipBlocks: [10.1.2.0/24]}]}, \
+         {name: aa, action: allow, mode: audit, from: [{ipBlocks: [10.1.0.0/16]}]}",
+    );
+    let audit = "enforcement: audit\ninbound:";
+    let policy = good(&text.replace("inbound:", audit).replace("strict", "permissive")).policy;
+    let source = "10.1.2.3".parse().unwrap();
+    let told = policy.explain_inbound(&InboundConn { source, port: 1, identity: None });
+    assert_eq!((told.verdict, &*told.rule), ("allow", "audit"));
+    let why: Vec<_> = told.lines.iter().map(|line| line.why.as_str()).collect();
+    let shadowed = "matches, but is shadowed: \"d\" decides";
+    assert_eq!(why[0], shadowed);
+    assert!(why[1].starts_with("matches; it would decide"), "{why:?}");
+    assert_eq!(why[2], shadowed);
+    assert!(why[3].ends_with("the denial by \"d\" is reported"), "{why:?}");
+
+    let destinations = "defaultAction: deny, destinations: [\
+        {name: d, action: deny, ipBlocks: [10.0.0.0/8]}, \
+        {name: e, action: deny, ipBlocks: [10.1.0.0/16]}, \
+        {name: m, action: mtls, ports: [443], ipBlocks: [10.1.0.0/16], serverIdentities: [a/b]}]";
+    let policy = good(&file("enforcement: audit", STRICT, destinations)).policy;
+    for (port, rule) in [(443, "m"), (80, "audit")] {
+        let told = policy.explain_outbound(source, port, &NoHosts);
+        assert_eq!(&*told.rule, rule);
+        assert_eq!(told.lines[1].why, shadowed, "{port}");
+    }
+}
+
+#[test]
+fn the_explanation_names_what_the_proxy_asks_first() {
+    let policy = good(&rules(
+        "{name: i, action: deny, from: [{identities: [shop/cart]}]}, \
+         {name: d, action: deny, from: [{ipBlocks: [10.66.0.0/16]}]}, \
+         {name: a, action: allow, from: [{identities: [\"shop/*\"]}]}",
+    ))
+    .policy;
+    let identity = CART.map(|id| id.parse().unwrap());
+    for identity in [identity.as_ref(), None] {
+        let source = "10.66.0.1".parse().unwrap();
+        let told = policy.explain_inbound(&InboundConn { source, port: 1, identity });
+        assert_eq!((told.verdict, &*told.rule), ("deny", "d"), "{identity:?}");
+    }
+    let probed = "mtls: strict, defaultAction: deny, probes: [{port: 1, path: /z}]";
+    let policy = good(&file("", probed, PASS)).policy;
+    for (port, rule) in [(1, "tls"), (2, "default")] {
+        let source = "10.66.0.1".parse().unwrap();
+        let told = policy.explain_inbound(&InboundConn { source, port, identity: None });
+        assert_eq!((told.verdict, &*told.rule), ("deny", rule), "{port}");
+    }
 }
