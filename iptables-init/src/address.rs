@@ -37,6 +37,12 @@ pub enum AddressError {
          (net.ipv6.conf.lo.disable_ipv6=0), or say --ipv6=off"
     )]
     Add(#[source] io::Error),
+    /// The kernel's permission check, for either.
+    #[error(
+        "cannot change {INBOUND_SOURCE_V6}/128 on lo: {0}; run this in the user namespace that \
+         owns the pod's network, with NET_ADMIN"
+    )]
+    Denied(#[source] io::Error),
     /// Removing.
     #[error("cannot remove {INBOUND_SOURCE_V6}/128 from lo: {0}; remove it with `ip -6 addr del`")]
     Remove(#[source] io::Error),
@@ -50,6 +56,7 @@ pub fn add() -> Result<bool, AddressError> {
     match ask(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(true),
         Err(Errno::EEXIST) => Ok(false),
+        Err(Errno::EPERM) => Err(AddressError::Denied(Errno::EPERM.into())),
         Err(errno) => Err(AddressError::Add(errno.into())),
     }
 }
@@ -63,6 +70,7 @@ pub fn remove() -> Result<bool, AddressError> {
         Ok(()) => Ok(true),
         // The last two: a kernel without IPv6, or with IPv6 off for `lo`, has no such address.
         Err(Errno::EADDRNOTAVAIL | Errno::EOPNOTSUPP | Errno::ENXIO) => Ok(false),
+        Err(Errno::EPERM) => Err(AddressError::Denied(Errno::EPERM.into())),
         Err(errno) => Err(AddressError::Remove(errno.into())),
     }
 }

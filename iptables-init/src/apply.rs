@@ -1,15 +1,15 @@
 //! Installs: one transaction a family, and both families or neither.
 
 use crate::address;
-use crate::backend::{Backend, BackendError, Kind};
-use crate::config::{Config, Ipv6Mode, Scope};
-use crate::host::{Capabilities, Capability, Ipv6State, has_legacy_nat};
+use crate::backend::{Backend, BackendError};
+use crate::config::{Config, ConfigError, ConfigErrors, Ipv6Mode, Scope};
+use crate::error::Error;
+use crate::ipv6::Ipv6State;
 use crate::log::Log;
-use crate::render::transaction;
 use crate::rules::{Family, INBOUND_SOURCE_V6, RuleSet};
 use crate::snapshot::Snapshot;
 
-/// Why the rules are not in force as a whole. What was there before is back, except where the
+/// Why the rules are not in force as a whole. What was there before is there, except where the
 /// message says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -39,31 +39,31 @@ pub enum ApplyError {
         "IPv6 is off in this namespace; turn it on (net.ipv6.conf.lo.disable_ipv6=0), or say --ipv6=auto"
     )]
     Ipv6Off,
-    /// Peers may reach the pod past the rules.
+    /// Peers may reach the pod past the rules, now or later: `lo` has no IPv6.
     #[error(
-        "{address} is reachable, but IPv6 cannot be captured ({cause}), so it would bypass the \
-         proxy; make IPv6 work for lo and ip6tables, remove the address, or accept the bypass \
-         with --ipv6=off"
+        "{exposure}, but IPv6 cannot be captured (it is off for lo), so it would bypass the proxy; \
+         turn it on for lo (net.ipv6.conf.lo.disable_ipv6=0), turn it off for all interfaces \
+         (net.ipv6.conf.all.disable_ipv6=1), or accept the bypass with --ipv6=off"
+    )]
+    LoOff {
+        /// The address or the interface.
+        exposure: String,
+    },
+    /// The same, because the backend does not do IPv6.
+    #[error(
+        "{exposure}, but IPv6 cannot be captured ({source}), so it would bypass the proxy; make \
+         ip6tables work, turn IPv6 off for all interfaces (net.ipv6.conf.all.disable_ipv6=1), or \
+         accept the bypass with --ipv6=off"
     )]
     Bypass {
-        /// The address.
-        address: String,
-        /// What stands in the way.
-        cause: String,
+        /// The address or the interface.
+        exposure: String,
+        /// What the backend said.
+        source: BackendError,
     },
     /// IPv6 was asked for, and the backend does not do it.
     #[error("IPv6 cannot be captured ({0}); make ip6tables work, or say --ipv6=auto")]
     NoIpv6Rules(#[source] BackendError),
-    /// Rules of ours in the backend that is not used are still there.
-    #[error("stale {} rules in {kind}: {source}; remove them with --cleanup", family.name())]
-    Stale {
-        /// Whose.
-        family: Family,
-        /// The backend that is not used.
-        kind: Kind,
-        /// What it said.
-        source: BackendError,
-    },
 }
 
 fn cure(family: Family) -> &'static str {
@@ -79,14 +79,15 @@ fn cure(family: Family) -> &'static str {
 }
 
 impl ApplyError {
-    /// True when another program held the lock.
+    /// What the backend said, when it was the backend.
     #[must_use]
-    pub fn is_lock(&self) -> bool {
+    pub fn backend(&self) -> Option<&BackendError> {
         match self {
             ApplyError::Install { source, .. }
             | ApplyError::RollBack { source, .. }
-            | ApplyError::Stale { source, .. } => matches!(source, BackendError::Locked { .. }),
-            _ => false,
+            | ApplyError::Bypass { source, .. }
+            | ApplyError::NoIpv6Rules(source) => Some(source),
+            ApplyError::Ipv6Off | ApplyError::LoOff { .. } => None,
         }
     }
 }
@@ -115,87 +116,99 @@ enum Ipv6 {
     Skip(&'static str),
 }
 
+/// `auto` skips IPv6 only where no connection can come over it, now or later. What can be reached
+/// at this instant alone would not do: an address may come after this program has ended.
 fn judge_ipv6(mode: Ipv6Mode, state: &Ipv6State) -> Result<Ipv6, ApplyError> {
-    match (mode, state.enabled, &state.reachable) {
+    match (mode, state.enabled, state.exposure()) {
         (Ipv6Mode::Off, ..) => Ok(Ipv6::Skip("left alone, as --ipv6=off says")),
+        (Ipv6Mode::Auto, _, None) => Ok(Ipv6::Skip("off in this namespace, nothing to capture")),
         (_, true, _) => Ok(Ipv6::Capture),
-        (Ipv6Mode::Auto, false, None) => {
-            Ok(Ipv6::Skip("off in this namespace, nothing to capture"))
-        }
         (Ipv6Mode::On, false, None) => Err(ApplyError::Ipv6Off),
-        (_, false, Some(address)) => Err(ApplyError::Bypass {
-            address: address.clone(),
-            cause: "it is off for lo".to_owned(),
-        }),
+        (_, false, Some(exposure)) => Err(ApplyError::LoOff { exposure }),
     }
 }
 
 /// Reads what is there, and decides which families are captured.
 ///
 /// # Errors
-/// The backend does not answer, or IPv6 would bypass the proxy.
+/// The backend does not answer, IPv6 would bypass the proxy, or the limits leave nothing captured.
 pub fn plan(
     config: &Config,
     backend: &Backend,
     state: &Ipv6State,
     log: &mut Log<'_>,
-) -> Result<Vec<Plan>, crate::error::Error> {
+) -> Result<Vec<Plan>, Error> {
     let mut plans = vec![Plan::new(config, Family::V4, backend.save(Family::V4)?)];
     match judge_ipv6(config.ipv6, state)? {
         Ipv6::Skip(why) => {
             log.say(format_args!("IPv6: {why}"));
-            if let Some(address) = &state.reachable {
+            if let Some(exposure) = state.exposure() {
                 log.say(format_args!(
-                    "WARNING: {address} is reachable, and IPv6 BYPASSES the proxy; \
-                     say --ipv6=auto to capture it"
+                    "WARNING: {exposure}, and IPv6 BYPASSES the proxy; say --ipv6=auto to capture \
+                     it"
                 ));
             }
         }
-        Ipv6::Capture => match (backend.save(Family::V6), &state.reachable) {
+        Ipv6::Capture => match (backend.save(Family::V6), state.exposure()) {
             (Ok(before), _) => plans.push(Plan::new(config, Family::V6, before)),
             (Err(error @ BackendError::Locked { .. }), _) => return Err(error.into()),
-            (Err(error), Some(address)) => {
-                let (address, cause) = (address.clone(), error.to_string());
-                return Err(ApplyError::Bypass { address, cause }.into());
+            (Err(source), Some(exposure)) => {
+                return Err(ApplyError::Bypass { exposure, source }.into());
             }
-            (Err(error), None) if config.ipv6 == Ipv6Mode::On => {
-                return Err(ApplyError::NoIpv6Rules(error).into());
-            }
-            (Err(error), None) => {
-                log.say(format_args!(
-                    "IPv6: not captured, and no address of it is reachable ({error})"
-                ));
-            }
+            (Err(source), None) => return Err(ApplyError::NoIpv6Rules(source).into()),
         },
     }
-    if let (Scope::Only(nets), true) = (&config.outbound_cidrs, plans.len() > 1) {
-        for family in Family::ALL {
-            if !nets.iter().any(|net| family.has(net)) {
-                let name = family.name();
-                log.say(format_args!(
-                    "outbound-cidrs has no {name} range: what the app dials over {name} is not \
-                     captured"
-                ));
-            }
-        }
+    for warning in limits(config, &plans)? {
+        log.say(warning);
     }
     Ok(plans)
+}
+
+/// What `--outbound-cidrs` leaves uncaptured, in words.
+///
+/// # Errors
+/// That is everything.
+fn limits(config: &Config, plans: &[Plan]) -> Result<Vec<String>, Error> {
+    let Scope::Only(nets) = &config.outbound_cidrs else { return Ok(Vec::new()) };
+    let named = |family: Family| nets.iter().any(|net| family.has(net));
+    let planned = |family: Family| plans.iter().any(|plan| plan.family == family);
+    if !plans.iter().any(|plan| named(plan.family)) {
+        let names: Vec<&str> = plans.iter().map(|plan| plan.family.name()).collect();
+        let names = names.join(" or ");
+        return Err(Error::Config(ConfigErrors(vec![ConfigError {
+            place: "outbound-cidrs".to_owned(),
+            problem: format!(
+                "there is no {names} range, and nothing else is captured here, so all that the \
+                 app dials would bypass the proxy; add such a range, or write `all`"
+            ),
+        }])));
+    }
+    let words = Family::ALL.into_iter().filter_map(|family| {
+        let name = family.name();
+        match (named(family), planned(family)) {
+            (false, true) => Some(format!(
+                "WARNING: outbound-cidrs has no {name} range: what the app dials over {name} is \
+                 not captured"
+            )),
+            (true, false) => Some(format!(
+                "WARNING: outbound-cidrs has a range of {name}, and {name} is not captured here"
+            )),
+            _ => None,
+        }
+    });
+    Ok(words.collect())
 }
 
 /// Makes the transactions in order. When one fails, those before it are put back.
 ///
 /// # Errors
 /// A transaction or the address failed.
-pub fn install(
-    backend: &Backend,
-    plans: &[Plan],
-    log: &mut Log<'_>,
-) -> Result<(), crate::error::Error> {
+pub fn install(backend: &Backend, plans: &[Plan], log: &mut Log<'_>) -> Result<(), Error> {
     let mut address_added = false;
     for (index, plan) in plans.iter().enumerate() {
         if let Err(error) = install_one(backend, plan, &mut address_added) {
             let done = plans.get(..index).unwrap_or_default();
-            roll_back(backend, done, address_added, &error)?;
+            roll_back(backend, done, address_added, &error, log)?;
             return Err(error);
         }
         let family = plan.family.name();
@@ -209,15 +222,11 @@ pub fn install(
     Ok(())
 }
 
-fn install_one(
-    backend: &Backend,
-    plan: &Plan,
-    address_added: &mut bool,
-) -> Result<(), crate::error::Error> {
+fn install_one(backend: &Backend, plan: &Plan, address_added: &mut bool) -> Result<(), Error> {
     if plan.family == Family::V6 {
         *address_added = address::add()?;
     }
-    let text = transaction(&plan.rules, &plan.before.jump_deletions());
+    let text = plan.before.replacement(&plan.rules);
     let family = plan.family;
     backend.restore(family, &text).map_err(|source| ApplyError::Install { family, source })?;
     Ok(())
@@ -227,7 +236,8 @@ fn roll_back(
     backend: &Backend,
     done: &[Plan],
     address_added: bool,
-    cause: &crate::error::Error,
+    cause: &Error,
+    log: &mut Log<'_>,
 ) -> Result<(), ApplyError> {
     for plan in done {
         let back = backend
@@ -238,6 +248,7 @@ fn roll_back(
             cause: cause.to_string(),
             source,
         })?;
+        log.say(format_args!("{}: what was there before is back", plan.family.name()));
     }
     if address_added {
         // Harmless when it stays: nothing listens on it, and the next run wants it.
@@ -246,100 +257,66 @@ fn roll_back(
     Ok(())
 }
 
-/// Takes rules of ours out of the backend that is not used. Both backends act on each connection,
-/// so stale rules would still redirect. Called once the new set is live: with a gap between the
-/// two, captured connections would be reset.
-///
-/// # Errors
-/// There are such rules and they cannot be removed.
-pub fn remove_stale(
-    live: Kind,
-    path: &str,
-    capabilities: Capabilities,
-    log: &mut Log<'_>,
-) -> Result<(), ApplyError> {
-    let kind = live.other();
-    for (family, text) in stale(kind, path, capabilities, log) {
-        Backend::new(kind, path).restore(family, &text).map_err(|source| ApplyError::Stale {
-            family,
-            kind,
-            source,
-        })?;
-        log.say(format_args!("{}: rules of an earlier run removed from {kind}", family.name()));
-    }
-    Ok(())
-}
-
-/// What is ours in a backend, as the transactions that remove it. Looking creates nothing: where
-/// no legacy table is, no legacy program is run.
-pub(crate) fn stale(
-    kind: Kind,
-    path: &str,
-    capabilities: Capabilities,
-    log: &mut Log<'_>,
-) -> Vec<(Family, String)> {
-    let backend = Backend::new(kind, path);
-    let mut found = Vec::new();
-    // Legacy is looked for in the kernel, below.
-    if let (Kind::Nft, Err(missing)) = (kind, backend.installed()) {
-        log.say(format_args!("nft: not searched for stale rules: {missing}"));
-        return found;
-    }
-    for family in Family::ALL {
-        if kind == Kind::Legacy {
-            match has_legacy_nat(family) {
-                Ok(false) => continue,
-                Ok(true) if !capabilities.has(Capability::NetRaw) => {
-                    log.say(format_args!(
-                        "{}: a legacy nat table is there, but without NET_RAW it cannot be \
-                         searched for stale rules",
-                        family.name()
-                    ));
-                    continue;
-                }
-                Ok(true) => {}
-                Err(error) => {
-                    log.say(error);
-                    continue;
-                }
-            }
-        }
-        match backend.look(family) {
-            Ok(snapshot) => found.extend(snapshot.removal().map(|text| (family, text))),
-            // A backend that is not installed, or that the kernel does not serve, has no rules
-            // that this program made; a legacy table that cannot be read is worth a line.
-            Err(error) if kind == Kind::Legacy => log.say(error),
-            Err(_) => {}
-        }
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn state(enabled: bool, reachable: bool) -> Ipv6State {
-        Ipv6State { enabled, reachable: reachable.then(|| "fd00::2 on eth0".to_owned()) }
+    fn state(enabled: bool, reachable: bool, possible: bool) -> Ipv6State {
+        Ipv6State {
+            enabled,
+            reachable: reachable.then(|| "fd00::2 on eth0".to_owned()),
+            possible: possible.then(|| "eth0".to_owned()),
+        }
     }
 
     #[test]
     fn ipv6_is_never_bypassed_in_silence() {
         for mode in [Ipv6Mode::Auto, Ipv6Mode::On] {
-            for reachable in [false, true] {
-                let judged = judge_ipv6(mode, &state(true, reachable)).unwrap();
-                assert_eq!(judged, Ipv6::Capture, "{mode:?} {reachable}");
+            for (reachable, possible) in [(true, true), (true, false), (false, true)] {
+                let judged = judge_ipv6(mode, &state(true, reachable, possible)).unwrap();
+                assert_eq!(judged, Ipv6::Capture, "{mode:?} {reachable} {possible}");
+                let off = state(false, reachable, possible);
+                let bypass = judge_ipv6(mode, &off).unwrap_err().to_string();
+                let names = if reachable { "fd00::2 on eth0" } else { "IPv6 is on for eth0" };
+                assert!(bypass.contains(names), "{bypass}");
             }
-            let bypass = judge_ipv6(mode, &state(false, true)).unwrap_err().to_string();
-            assert!(bypass.contains("fd00::2 on eth0"), "{bypass}");
         }
     }
 
     #[test]
     fn ipv6_off_is_skipped_unless_it_is_asked_for() {
-        let off = state(false, false);
-        assert!(matches!(judge_ipv6(Ipv6Mode::Auto, &off), Ok(Ipv6::Skip(_))));
-        assert!(matches!(judge_ipv6(Ipv6Mode::On, &off), Err(ApplyError::Ipv6Off)));
-        assert!(matches!(judge_ipv6(Ipv6Mode::Off, &state(true, true)), Ok(Ipv6::Skip(_))));
+        for lo in [true, false] {
+            let off = state(lo, false, false);
+            assert!(matches!(judge_ipv6(Ipv6Mode::Auto, &off), Ok(Ipv6::Skip(_))), "{lo}");
+        }
+        assert_eq!(judge_ipv6(Ipv6Mode::On, &state(true, false, false)).unwrap(), Ipv6::Capture);
+        let off = judge_ipv6(Ipv6Mode::On, &state(false, false, false));
+        assert!(matches!(off, Err(ApplyError::Ipv6Off)));
+        assert!(matches!(judge_ipv6(Ipv6Mode::Off, &state(true, true, true)), Ok(Ipv6::Skip(_))));
+    }
+
+    #[test]
+    fn a_limit_that_leaves_nothing_captured_is_refused() {
+        let judge = |cidrs: &str, families: &[Family]| {
+            let config =
+                Config::from_arguments(&[&format!("--outbound-cidrs={cidrs}")], &[]).unwrap();
+            let plans: Vec<Plan> = families
+                .iter()
+                .map(|family| Plan::new(&config, *family, Snapshot::default()))
+                .collect();
+            limits(&config, &plans)
+        };
+        let [both, v4] = [&Family::ALL[..], &[Family::V4]];
+        let refused = judge("fd00::/8", v4).unwrap_err();
+        assert_eq!(refused.exit_code(), 2);
+        assert!(refused.to_string().contains("no IPv4 range"), "{refused}");
+
+        let said = judge("fd00::/8", both).unwrap();
+        assert!(said.len() == 1 && said[0].contains("no IPv4 range"), "{said:?}");
+        let said = judge("fd00::/8,10.0.0.0/8", v4).unwrap();
+        assert!(said.len() == 1 && said[0].contains("IPv6 is not captured here"), "{said:?}");
+        assert!(judge("10.0.0.0/8,fd00::/8", both).unwrap().is_empty());
+        assert!(judge("all", v4).unwrap().is_empty());
+        assert!(judge("10.0.0.0/8", v4).unwrap().is_empty());
     }
 }

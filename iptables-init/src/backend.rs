@@ -89,6 +89,18 @@ pub enum BackendError {
     },
 }
 
+impl BackendError {
+    /// True when the kernel has no such tables at all, so that no rules can be in them. nft's
+    /// programs say it with the answer of a kernel without netlink's netfilter family, or without
+    /// nf_tables in it (`nfnetlink_rcv_msg`).
+    #[must_use]
+    pub fn is_absent_from_kernel(&self) -> bool {
+        let BackendError::Unusable { message, .. } = self else { return false };
+        message.contains("Protocol not supported")
+            || message.contains("rule set generation id: Invalid argument")
+    }
+}
+
 /// One of the kernel's two interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -109,6 +121,16 @@ impl Kind {
             Kind::Nft => Kind::Legacy,
             Kind::Legacy => Kind::Nft,
         }
+    }
+
+    /// The program with which people change the rules of a family, such as `ip6tables-nft`.
+    #[must_use]
+    pub fn program(self, family: Family) -> String {
+        let stem = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        format!("{stem}-{self}")
     }
 
     fn modules(self, family: Family) -> &'static str {
@@ -216,11 +238,7 @@ impl Backend {
 
     /// The program's name, such as `ip6tables-nft-save`.
     fn name(&self, family: Family, verb: &str) -> String {
-        let stem = match family {
-            Family::V4 => "iptables",
-            Family::V6 => "ip6tables",
-        };
-        format!("{stem}-{}-{verb}", self.kind)
+        format!("{}-{verb}", self.kind.program(family))
     }
 
     fn find(&self, program: &str) -> Result<OsString, BackendError> {
@@ -286,6 +304,23 @@ mod tests {
         let legacy = Backend::new(Kind::Legacy, "");
         assert_eq!(legacy.name(Family::V6, "restore"), "ip6tables-legacy-restore");
         assert_eq!(Backend::new(Kind::Nft, "").name(Family::V4, "save"), "iptables-nft-save");
+    }
+
+    #[test]
+    fn only_a_kernel_without_nf_tables_has_no_rules_in_it() {
+        let says = |message: &str| BackendError::Unusable {
+            program: "iptables-nft-save".to_owned(),
+            message: message.to_owned(),
+            modules: "nf_tables",
+        };
+        for message in [
+            "iptables-nft-save: Could not fetch rule set generation id: Invalid argument",
+            "iptables-nft-save: Failed to initialize nft: Protocol not supported",
+        ] {
+            assert!(says(message).is_absent_from_kernel(), "{message}");
+        }
+        assert!(!says("exit status: 1").is_absent_from_kernel());
+        assert!(!says("Could not fetch rule set generation id: No buffer").is_absent_from_kernel());
     }
 
     #[test]

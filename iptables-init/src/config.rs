@@ -417,6 +417,20 @@ mod tests {
     }
 
     #[test]
+    fn an_ipv4_range_in_ipv6_spelling_is_refused_with_its_own() {
+        for (written, cure) in [
+            ("::ffff:10.0.0.0/104", "write 10.0.0.0/8"),
+            ("::ffff:10.1.2.3/104", "write 10.0.0.0/8"),
+            ("::ffff:10.1.2.3", "write 10.1.2.3/32"),
+            ("::ffff:0:0/96", "write 0.0.0.0/0"),
+        ] {
+            let found = problems(&[&format!("--outbound-exclude-cidrs={written}")], &[]);
+            assert!(found[0].ends_with(cure), "{found:?}");
+        }
+        assert!(Config::from_arguments(&["--outbound-cidrs=::/0,::/80"], &[]).is_ok());
+    }
+
+    #[test]
     fn an_empty_limit_is_refused() {
         for flag in ["--inbound-ports=", "--outbound-ports=,", "--outbound-cidrs= , "] {
             assert!(problems(&[flag], &[])[0].contains("the list is empty"), "{flag}");

@@ -1,4 +1,4 @@
-//! What this process may do, in whose network namespace it is, and what addresses are there.
+//! What this process may do, and in whose network namespace it is.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,7 +10,6 @@ use crate::rules::Family;
 /// `init_net` alone (`net/core/sysctl_net_core.c`).
 const HOST_ONLY: &str = "/proc/sys/net/core/netdev_max_backlog";
 const STATUS: &str = "/proc/self/status";
-const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
 
 /// Why this process may not go on here.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +34,7 @@ pub enum HostError {
     #[error("{path}: {source}; mount /proc in the container")]
     Unreadable {
         /// The file.
-        path: &'static str,
+        path: String,
         /// The kernel's answer.
         source: std::io::Error,
     },
@@ -61,7 +60,7 @@ impl Capabilities {
     /// No /proc.
     pub fn read() -> Result<Self, HostError> {
         let status = fs::read_to_string(STATUS)
-            .map_err(|source| HostError::Unreadable { path: STATUS, source })?;
+            .map_err(|source| HostError::Unreadable { path: STATUS.to_owned(), source })?;
         // A kernel without the line is unknown; the strictest reading names the cure.
         Ok(Self(parse_effective(&status).unwrap_or(0)))
     }
@@ -131,47 +130,8 @@ pub fn has_legacy_nat(family: Family) -> Result<bool, HostError> {
         Ok(tables) => Ok(tables.lines().any(|table| table == "nat")),
         // No legacy module has ever been asked for.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(HostError::Unreadable { path, source }),
+        Err(source) => Err(HostError::Unreadable { path: path.to_owned(), source }),
     }
-}
-
-/// What IPv6 is in this namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ipv6State {
-    /// The kernel has IPv6, and it is on for `lo`.
-    pub enabled: bool,
-    /// An address beyond link-local and loopback, with its interface: peers may reach this one.
-    pub reachable: Option<String>,
-}
-
-impl Ipv6State {
-    /// Reads it from the kernel.
-    #[must_use]
-    pub fn read() -> Self {
-        let on = |interface: &str| {
-            let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
-            fs::read_to_string(path).is_ok_and(|value| value.trim() == "0")
-        };
-        // No file: the kernel has no IPv6.
-        let addresses = fs::read_to_string(IPV6_ADDRESSES).ok();
-        Self {
-            enabled: addresses.is_some() && on("lo"),
-            reachable: addresses.as_deref().and_then(reachable),
-        }
-    }
-}
-
-/// The first address in `/proc/net/if_inet6` that peers may reach. Its columns are address,
-/// interface index, prefix length, scope, flags and interface (proc_pid_net(5)).
-fn reachable(table: &str) -> Option<String> {
-    const LINK_LOCAL: &str = "20";
-    table.lines().find_map(|line| {
-        let mut columns = line.split_whitespace();
-        let (address, scope, interface) = (columns.next()?, columns.nth(2)?, columns.nth(1)?);
-        let bits = u128::from_str_radix(address, 16).ok()?;
-        let address = std::net::Ipv6Addr::from_bits(bits);
-        (scope != LINK_LOCAL && interface != "lo").then(|| format!("{address} on {interface}"))
-    })
 }
 
 #[cfg(test)]
@@ -188,15 +148,5 @@ mod tests {
         assert!(raw_alone.require_admin().unwrap_err().to_string().contains("NET_ADMIN"));
         assert!(raw_alone.require_raw().is_ok());
         assert_eq!(parse_effective("Name:\tx\n"), None);
-    }
-
-    #[test]
-    fn link_local_and_lo_are_not_reachable() {
-        let lo = "00000000000000000000000000000001 01 80 10 80       lo\n\
-                  00000000000000000000000000000006 01 80 00 80       lo\n\
-                  fe80000000000000fc5400fffe000001 02 40 20 80     eth0\n";
-        assert_eq!(reachable(lo), None);
-        let global = format!("{lo}fd000000000000000000000000000002 02 40 00 80     eth0\n");
-        assert_eq!(reachable(&global).as_deref(), Some("fd00::2 on eth0"));
     }
 }

@@ -6,11 +6,13 @@
 //! * [`rules`]: the configuration as a typed rule model, one [`rules::RuleSet`] a family; pure;
 //! * [`render`]: the model as `iptables-restore` text; pure;
 //! * [`host`]: what this process may do, and in whose namespace it is;
+//! * [`ipv6`]: whether IPv6 is there, or could come;
 //! * [`backend`]: the programs that speak to the kernel, nft or legacy;
 //! * [`snapshot`]: what is in the nat table, as those programs print it;
+//! * [`foreign`]: whether a rule of others takes a connection before ours can;
 //! * [`apply`]: one transaction a family, both or neither;
 //! * [`verify`] and [`probe`]: reads the rules back, then dials to prove that they redirect;
-//! * [`cleanup`]: removes all of it.
+//! * [`stale`] and [`cleanup`]: find what is left, and remove all of it.
 //!
 //! [`run()`](run::run) strings them together.
 
@@ -21,7 +23,9 @@ pub mod cleanup;
 pub mod config;
 pub mod error;
 pub mod flags;
+pub mod foreign;
 pub mod host;
+pub mod ipv6;
 pub mod log;
 pub mod ports;
 pub mod probe;
@@ -29,5 +33,6 @@ pub mod render;
 pub mod rules;
 pub mod run;
 pub mod snapshot;
+pub mod stale;
 mod values;
 pub mod verify;

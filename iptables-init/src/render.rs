@@ -46,18 +46,16 @@ fn is_limit(net: &IpNet) -> bool {
     net.prefix_len() > 0
 }
 
-/// The text of one transaction. `first` comes before the rules and after the chains: the `-D` of
-/// each jump that is already there.
-///
-/// A `:CHAIN` line makes the chain, or empties it: with `--noflush`, nothing else is touched.
+/// The text of one transaction for a nat table without anything of ours. Where something is,
+/// [`crate::snapshot::Snapshot::replacement`] is what to use.
 #[must_use]
-pub fn transaction(rules: &RuleSet, first: &[String]) -> String {
+pub fn transaction(rules: &RuleSet) -> String {
     let chains = Chain::OURS.map(|chain| chain_line(chain.name()));
     let rules = rules.rules().iter().map(ToString::to_string);
-    nat_table(chains.into_iter().chain(first.iter().cloned()).chain(rules))
+    nat_table(chains.into_iter().chain(rules))
 }
 
-/// The line that makes a chain, or empties it.
+/// The line that makes a chain, or empties it: with `--noflush`, nothing else is touched.
 #[must_use]
 pub fn chain_line(name: &str) -> String {
     format!(":{name} - [0:0]")
@@ -83,7 +81,7 @@ mod tests {
 
     fn dry_run(args: &[&str], family: Family) -> String {
         let config = Config::from_arguments(args, &[]).unwrap();
-        transaction(&RuleSet::new(&config, family), &[])
+        transaction(&RuleSet::new(&config, family))
     }
 
     #[test]
@@ -120,14 +118,5 @@ mod tests {
     fn a_range_with_everything_in_it_is_no_match() {
         let text = dry_run(&["--outbound-cidrs=0.0.0.0/0,::/0"], Family::V4);
         assert_eq!(text, include_str!("../canonical/v4.rules"));
-    }
-
-    #[test]
-    fn deletions_come_after_the_chains_and_before_the_rules() {
-        let config = Config::from_arguments(&[], &[]).unwrap();
-        let text = transaction(&RuleSet::new(&config, Family::V4), &["-D x".to_owned()]);
-        let place = |needle: &str| text.find(needle).unwrap();
-        assert!(place(":PILLION_REDIRECT") < place("-D x"));
-        assert!(place("-D x") < place("-A PREROUTING"));
     }
 }

@@ -297,15 +297,21 @@ fn of(family: Family, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
 const LOOPBACK_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
 /// The sources from which the proxy dials the app, and the family's loopback range.
-///
-/// IPv4: all of 127.0.0.0/8, because TCP DNS to Docker's 127.0.0.11 is the app's own business.
 fn own_addresses(family: Family) -> (Vec<IpNet>, IpNet) {
+    let loopback = loopback(family);
     match family {
-        Family::V4 => (vec![host(INBOUND_SOURCE_V4.into())], LOOPBACK_V4.into()),
-        Family::V6 => {
-            let loopback = host(Ipv6Addr::LOCALHOST.into());
-            (vec![host(INBOUND_SOURCE_V6.into()), loopback], loopback)
-        }
+        Family::V4 => (vec![host(INBOUND_SOURCE_V4.into())], loopback),
+        Family::V6 => (vec![host(INBOUND_SOURCE_V6.into()), loopback], loopback),
+    }
+}
+
+/// What is the app's own business, and never captured.
+///
+/// IPv4: all of 127.0.0.0/8, because TCP DNS to Docker's 127.0.0.11 is as well.
+pub(crate) fn loopback(family: Family) -> IpNet {
+    match family {
+        Family::V4 => LOOPBACK_V4.into(),
+        Family::V6 => host(Ipv6Addr::LOCALHOST.into()),
     }
 }
 

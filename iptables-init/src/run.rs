@@ -7,10 +7,12 @@ use crate::backend::{Backend, Kind};
 use crate::cleanup::cleanup;
 use crate::config::{Action, BackendChoice, Config, Ipv6Mode};
 use crate::error::Error;
-use crate::host::{self, Capabilities, Capability, Ipv6State};
+use crate::host::{self, Capabilities, Capability};
+use crate::ipv6::Ipv6State;
 use crate::log::Log;
 use crate::render::transaction;
 use crate::rules::{Family, RuleSet};
+use crate::stale::remove_stale;
 use crate::verify;
 
 /// Does what the configuration says. `path` is the variable `PATH`; the text of a dry run goes
@@ -35,14 +37,25 @@ pub fn run(
     }
 
     let backend = choose(config.backend, path, capabilities, log)?;
-    let plans = apply::plan(config, &backend, &Ipv6State::read(), log)?;
+    let plans = apply::plan(config, &backend, &ipv6_state(config.ipv6, log)?, log)?;
     apply::install(&backend, &plans, log)?;
-    apply::remove_stale(backend.kind(), path, capabilities, log)?;
+    remove_stale(config, backend.kind(), path, capabilities, log)?;
     verify::read_back(&backend, &plans)?;
     if config.probe {
         verify::prove(config, &plans, log)?;
     }
     Ok(())
+}
+
+/// Where IPv6 is left alone, what it is only makes a warning.
+fn ipv6_state(mode: Ipv6Mode, log: &mut Log<'_>) -> Result<Ipv6State, Error> {
+    match Ipv6State::read() {
+        Err(error) if mode == Ipv6Mode::Off => {
+            log.say(format_args!("WARNING: IPv6 may BYPASS the proxy: {error}"));
+            Ok(Ipv6State::default())
+        }
+        read => Ok(read?),
+    }
 }
 
 /// The text of both families, as it would be in a pod where nothing of ours is yet. It depends on
@@ -56,7 +69,7 @@ pub fn dry_run(config: &Config) -> String {
             continue;
         }
         text.push_str(&format!("# {}: {program}\n", family.name()));
-        text.push_str(&transaction(&RuleSet::new(config, family), &[]));
+        text.push_str(&transaction(&RuleSet::new(config, family)));
     }
     text
 }

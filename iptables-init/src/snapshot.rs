@@ -2,8 +2,9 @@
 
 use ipnet::IpNet;
 
+use crate::foreign::{Words, can_end_the_walk};
 use crate::render::{chain_line, nat_table};
-use crate::rules::{CHAIN_PREFIX, Chain, RuleSet};
+use crate::rules::{CHAIN_PREFIX, Chain, Family, RuleSet, Target};
 
 /// A nat table: its chains and its rules, in the kernel's order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,9 +42,8 @@ impl SavedRule {
 
     /// A rule in a chain that is not ours, and that leads to one of ours.
     fn is_jump(&self) -> bool {
-        let mut words =
-            self.body.split_whitespace().skip_while(|word| !matches!(*word, "-j" | "-g"));
-        !self.is_in_ours() && words.nth(1).is_some_and(|to| to.starts_with(CHAIN_PREFIX))
+        let words = Words::of(&self.body);
+        !self.is_in_ours() && words.target().is_some_and(|to| to.starts_with(CHAIN_PREFIX))
     }
 }
 
@@ -57,9 +57,9 @@ impl Snapshot {
         for line in nat.take_while(|line| *line != "COMMIT") {
             if let Some(chain) = line.strip_prefix(':') {
                 snapshot.chains.extend(chain.split_whitespace().next().map(str::to_owned));
-            } else if let Some((chain, body)) =
-                line.strip_prefix("-A ").and_then(|rule| rule.split_once(' '))
-            {
+            } else if let Some(rule) = line.strip_prefix("-A ") {
+                // A rule that only counts has nothing behind its chain, and has a place as well.
+                let (chain, body) = rule.split_once(' ').unwrap_or((rule, ""));
                 let number = snapshot.rules.iter().filter(|rule| rule.chain == chain).count() + 1;
                 let (chain, body) = (chain.to_owned(), body.trim_end().to_owned());
                 snapshot.rules.push(SavedRule { chain, body, number });
@@ -88,11 +88,57 @@ impl Snapshot {
         self.rules.iter().filter(|rule| rule.is_jump())
     }
 
-    /// The lines that take away each jump that is there. Without them, a second run would double
-    /// the jumps.
+    fn jump_deletions(&self) -> impl Iterator<Item = String> {
+        self.jumps().map(SavedRule::delete)
+    }
+
+    /// The transaction that replaces what is ours in here by `rules`. What has our prefix and is
+    /// not in the model goes.
+    ///
+    /// A jump returns to the place that it had: at the end, a rule that others had put behind it
+    /// would take what was captured before.
     #[must_use]
-    pub fn jump_deletions(&self) -> Vec<String> {
-        self.jumps().map(SavedRule::delete).collect()
+    pub fn replacement(&self, rules: &RuleSet) -> String {
+        let wanted = Chain::OURS.map(Chain::name);
+        let unknown: Vec<&String> =
+            self.our_chains().filter(|chain| !wanted.contains(&chain.as_str())).collect();
+        let empty = wanted.into_iter().chain(unknown.iter().map(|chain| chain.as_str()));
+        let rules = rules.rules().iter().map(|rule| {
+            let append = rule.to_string();
+            let hook = rule.chain.name();
+            let place = self.jumps().find(|jump| jump.chain == hook).map(|jump| jump.number);
+            match (place, append.strip_prefix(&format!("-A {hook}"))) {
+                (Some(number), Some(body)) => format!("-I {hook} {number}{body}"),
+                _ => append,
+            }
+        });
+        let drop = unknown.iter().map(|chain| format!("-X {chain}"));
+        nat_table(empty.map(chain_line).chain(self.jump_deletions()).chain(rules).chain(drop))
+    }
+
+    /// The first rule of others that may take a TCP connection before our jump in its chain can.
+    #[must_use]
+    pub fn ahead(&self, rules: &RuleSet, family: Family) -> Option<String> {
+        let jumps = rules.rules().iter().filter(|rule| {
+            matches!(rule.target, Target::Jump(_)) && !rule.chain.name().starts_with(CHAIN_PREFIX)
+        });
+        let mut hooks = jumps.map(|rule| rule.chain);
+        hooks.find_map(|hook| {
+            let chain = |name: &str| -> Option<Vec<Words>> {
+                self.chains.iter().any(|chain| chain == name).then(|| {
+                    let inside = self.rules.iter().filter(|rule| rule.chain == name);
+                    inside.map(|rule| Words::of(&rule.body)).collect()
+                })
+            };
+            let walk = self.rules.iter().filter(|rule| rule.chain == hook.name());
+            walk.take_while(|rule| !rule.is_jump())
+                .find(|rule| {
+                    let words = Words::of(&rule.body);
+                    let spared = hook == Chain::Output && words.is_to_loopback(family);
+                    !spared && can_end_the_walk(&words, &chain)
+                })
+                .map(SavedRule::append)
+        })
     }
 
     /// The transaction that removes all that is ours; `None` when nothing is.
@@ -183,7 +229,7 @@ mod tests {
     }
 
     fn installed(family: Family) -> String {
-        let text = transaction(&rules(&[], family), &[]);
+        let text = transaction(&rules(&[], family));
         format!("# Generated\n*filter\n:PILLION_X - [0:0]\nCOMMIT\n{text}# Completed\n")
     }
 
@@ -226,7 +272,7 @@ mod tests {
     #[test]
     fn an_address_in_the_spelling_of_the_c_library_is_the_same() {
         let wanted = rules(&["--outbound-exclude-cidrs=::102:304"], Family::V6);
-        let text = transaction(&wanted, &[]).replace("::102:304/128", "::1.2.3.4/128");
+        let text = transaction(&wanted).replace("::102:304/128", "::1.2.3.4/128");
         assert!(text.contains("::1.2.3.4"));
         assert_eq!(Snapshot::parse(&text).difference(&wanted), None);
     }
@@ -242,6 +288,80 @@ mod tests {
         );
         assert_eq!(Snapshot::parse("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n").removal(), None);
         assert_eq!(Snapshot::parse("").removal(), None);
+    }
+
+    #[test]
+    fn a_rule_without_words_has_a_place() {
+        let text = "*nat\n:OUTPUT ACCEPT [0:0]\n:PILLION_OUTPUT - [0:0]\n-A OUTPUT\n\
+                    -A OUTPUT -p tcp -j PILLION_OUTPUT\nCOMMIT\n";
+        let now = Snapshot::parse(text);
+        let wanted = rules(&[], Family::V4);
+        assert!(now.replacement(&wanted).contains("-I OUTPUT 2 -p tcp -j PILLION_OUTPUT"));
+        assert_eq!(now.ahead(&wanted, Family::V4), None);
+    }
+
+    #[test]
+    fn a_comment_that_reads_like_a_jump_is_none() {
+        let text = "*nat\n:OUTPUT ACCEPT [0:0]\n:PILLION_OLD - [0:0]\n\
+                    -A OUTPUT -m comment --comment \"a \\\" -j PILLION_OLD\" -j LOG\nCOMMIT\n";
+        assert!(!Snapshot::parse(text).removal().unwrap().contains("-D"), "{text}");
+    }
+
+    #[test]
+    fn a_replacement_keeps_the_places_and_drops_what_the_model_does_not_know() {
+        let before = Snapshot::parse(
+            "*nat\n:OUTPUT ACCEPT [0:0]\n:PILLION_OUTPUT - [0:0]\n:PILLION_OLD - [0:0]\n\
+             -A OUTPUT -j X\n-A OUTPUT -p tcp -j PILLION_OLD\n\
+             -A OUTPUT -p tcp -j PILLION_OUTPUT\n-A OUTPUT -j Y\nCOMMIT\n",
+        );
+        let text = before.replacement(&rules(&[], Family::V4));
+        let place = |line: &str| {
+            text.find(&format!("{line}\n")).unwrap_or_else(|| panic!("{line}: {text}"))
+        };
+        let order = [
+            ":PILLION_REDIRECT - [0:0]",
+            ":PILLION_OLD - [0:0]",
+            "-D OUTPUT -p tcp -j PILLION_OLD",
+            "-D OUTPUT -p tcp -j PILLION_OUTPUT",
+            "-A PREROUTING -p tcp -j PILLION_INBOUND",
+            "-I OUTPUT 2 -p tcp -j PILLION_OUTPUT",
+            "-A PILLION_REDIRECT -p tcp -j REDIRECT --to-ports 15001",
+            "-X PILLION_OLD",
+        ];
+        assert!(order.is_sorted_by_key(|line| place(line)), "{text}");
+        assert_eq!(
+            Snapshot::default().replacement(&rules(&[], Family::V4)),
+            transaction(&rules(&[], Family::V4))
+        );
+    }
+
+    #[test]
+    fn what_takes_tcp_ahead_of_a_jump_is_named() {
+        let wanted = rules(&[], Family::V4);
+        let ahead = |hook: &str, rule: &str, chains: &str| {
+            let jump = format!("-A {hook} -p tcp -j PILLION_");
+            let text = installed(Family::V4)
+                .replace(&jump, &format!("-A {hook} {rule}\n{jump}"))
+                .replace("*nat\n", &format!("*nat\n{chains}"));
+            Snapshot::parse(&text).ahead(&wanted, Family::V4)
+        };
+        let accept = "-p tcp -m tcp --dport 80 -j ACCEPT";
+        for hook in ["PREROUTING", "OUTPUT"] {
+            assert_eq!(ahead(hook, accept, ""), Some(format!("-A {hook} {accept}")));
+            assert_eq!(ahead(hook, "-p udp -j ACCEPT", ""), None);
+        }
+        let docker = "-d 127.0.0.11/32 -j DOCKER_OUTPUT";
+        let dns =
+            ":DOCKER_OUTPUT - [0:0]\n-A DOCKER_OUTPUT -p tcp -j DNAT --to-destination 1.2.3.4:5\n";
+        assert_eq!(ahead("OUTPUT", docker, dns), None);
+        assert!(ahead("PREROUTING", docker, dns).is_some());
+        assert!(ahead("OUTPUT", "-j DOCKER_OUTPUT", dns).is_some());
+        assert_eq!(ahead("OUTPUT", "-j EMPTY", ":EMPTY - [0:0]\n"), None);
+        // What stands behind the jump is not asked.
+        let behind =
+            installed(Family::V4).replace("COMMIT\n#", &format!("-A OUTPUT {accept}\nCOMMIT\n#"));
+        assert!(behind.contains(accept));
+        assert_eq!(Snapshot::parse(&behind).ahead(&wanted, Family::V4), None);
     }
 
     #[test]

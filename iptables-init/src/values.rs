@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::flags::{ENV_PREFIX, FLAGS, Flag};
 use crate::ports::PortRange;
@@ -22,11 +22,23 @@ pub(crate) fn net(text: &str) -> Result<IpNet, String> {
             "`{text}` is no address range; write one like 10.0.0.0/8 or 2001:db8::/32"
         ));
     };
-    if net.trunc() == net {
+    if let Some(mapped) = mapped(&net) {
+        Err(format!(
+            "`{text}` is an IPv4 range in IPv6 spelling, and IPv6's rules never see IPv4; \
+             write {mapped}"
+        ))
+    } else if net.trunc() == net {
         Ok(net)
     } else {
         Err(format!("`{text}` has bits beyond its prefix; write {}", net.trunc()))
     }
+}
+
+/// The IPv4 range that an IPv4-mapped one means (RFC 4291, section 2.5.5.2).
+fn mapped(net: &IpNet) -> Option<Ipv4Net> {
+    let IpNet::V6(net) = net else { return None };
+    let prefix = net.prefix_len().checked_sub(96)?;
+    Ipv4Net::new(net.addr().to_ipv4_mapped()?, prefix).ok().map(|net| net.trunc())
 }
 
 /// The kernel's own limits (`dev_valid_name`, `IFNAMSIZ`), and nothing that `iptables-restore`

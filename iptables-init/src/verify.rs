@@ -27,6 +27,20 @@ pub enum VerifyError {
         /// The first difference.
         difference: String,
     },
+    /// A rule of others comes first.
+    #[error(
+        "{family}: the rule `{rule}` stands ahead of this program's and can take TCP connections \
+         past the proxy; remove it ({program} -t nat {}), or have it added after this program \
+         has run", rule.replacen("-A", "-D", 1)
+    )]
+    Ahead {
+        /// IPv4 or IPv6.
+        family: &'static str,
+        /// The rule, as the program prints it.
+        rule: String,
+        /// The program that can delete it.
+        program: String,
+    },
     /// The proof could not listen.
     #[error("the proof cannot listen on {address}: {source}; bring lo up, or say --no-verify")]
     Listen {
@@ -72,15 +86,20 @@ pub enum VerifyError {
     },
 }
 
-/// Compares what the kernel has with what was written.
+/// Compares what the kernel has with what was written, and looks for rules of others that take
+/// connections before ours can.
 ///
 /// # Errors
-/// It cannot be read, or differs.
+/// It cannot be read, or differs, or there is such a rule.
 pub fn read_back(backend: &Backend, plans: &[Plan]) -> Result<(), VerifyError> {
     for plan in plans {
         let now = backend.save(plan.family).map_err(VerifyError::Read)?;
         if let Some(difference) = now.difference(&plan.rules) {
             return Err(VerifyError::Different { family: plan.family.name(), difference });
+        }
+        if let Some(rule) = now.ahead(&plan.rules, plan.family) {
+            let program = backend.kind().program(plan.family);
+            return Err(VerifyError::Ahead { family: plan.family.name(), rule, program });
         }
     }
     Ok(())

@@ -4,8 +4,10 @@ use std::process::Command;
 
 use nix::fcntl::{Flock, FlockArg};
 
+use tempfile::TempDir;
+
 use crate::has_ours;
-use crate::namespace::{BINARY, Namespace};
+use crate::namespace::{BINARY, Namespace, program};
 
 #[test]
 fn two_is_a_bad_value_and_all_are_named() {
@@ -62,20 +64,23 @@ fn five_is_a_held_lock() {
 }
 
 #[test]
-fn seven_is_a_rule_in_front_that_takes_the_traffic() {
-    for backend in ["nft", "legacy"] {
+fn seven_is_a_rule_in_the_other_backend_that_takes_the_traffic() {
+    for (other, backend) in [("nft", "legacy"), ("legacy", "nft")] {
         let pod = Namespace::with_uplink();
+        let arguments = ["--backend", backend];
+        pod.init(&arguments).exits(0);
+        // Reading back sees one backend, and the kernel asks the younger table first.
         let thief = format!(
-            "iptables-{backend} -t nat -I OUTPUT -p tcp -d 192.0.2.0/24 -j REDIRECT --to-ports 9"
+            "iptables-{other} -t nat -I OUTPUT -p tcp -d 192.0.2.0/24 -j REDIRECT --to-ports 9"
         );
         pod.shell(&thief).exits(0);
-        pod.init(&[]).exits(7).says("192.0.2.1:1404 was not redirected to 127.0.0.1:15001");
+        pod.init(&arguments).exits(7).says("192.0.2.1:1404 was not redirected to 127.0.0.1:15001");
         // The rules stay: what is not proved is still not let through.
         assert!(has_ours(&pod.tables(backend)));
-        pod.init(&["--no-verify"]).exits(0);
+        pod.init(&[&arguments[..], &["--no-verify"]].concat()).exits(0);
 
         let _accomplice = pod.listen("127.0.0.1:9");
-        pod.init(&[]).exits(7).says("was accepted, but not by 127.0.0.1:15001");
+        pod.init(&arguments).exits(7).says("was accepted, but not by 127.0.0.1:15001");
     }
 }
 
@@ -88,6 +93,33 @@ fn three_is_a_denial_by_the_kernel() {
             .exits(3)
             .says("user namespace that owns the pod's network");
     }
+}
+
+/// The same, after programs that find nothing wrong: for the address, this program asks itself.
+#[test]
+fn three_is_an_address_that_the_kernel_denies() {
+    let pod = Namespace::new();
+    let programs = TempDir::new().unwrap();
+    for family in ["iptables", "ip6tables"] {
+        for verb in ["save", "restore"] {
+            program(programs.path(), &format!("{family}-nft-{verb}"), "cat > /dev/null");
+        }
+    }
+    pod.shell(&format!(
+        "PATH={}:$PATH exec unshare --user --map-root-user {BINARY} --backend=nft",
+        programs.path().display()
+    ))
+    .exits(3)
+    .says("cannot change ::6/128 on lo")
+    .says("user namespace that owns the pod's network");
+}
+
+#[test]
+fn three_is_a_denial_of_the_transaction_alone() {
+    let pod = Namespace::new();
+    let programs = TempDir::new().unwrap();
+    program(programs.path(), "iptables-nft-restore", "echo 'Permission denied' >&2; exit 1");
+    pod.init_with(programs.path(), &["--backend=nft"]).exits(3).says("IPv4 rules");
 }
 
 #[test]
@@ -106,7 +138,7 @@ fn six_is_an_id_that_the_user_namespace_does_not_map() {
 fn seven_is_a_connection_that_leaves_and_is_refused_by_a_router() {
     let pod = Namespace::with_uplink();
     pod.shell(
-        "iptables -t nat -I OUTPUT -d 192.0.2.0/24 -j ACCEPT \
+        "iptables -t raw -A OUTPUT -d 192.0.2.0/24 -j CT --notrack \
          && iptables -I OUTPUT -d 192.0.2.0/24 -j REJECT --reject-with icmp-net-unreachable",
     )
     .exits(0);

@@ -11,9 +11,11 @@
 )]
 
 mod codes;
+mod foreign;
 mod live;
 mod namespace;
 mod rollback;
+mod stale;
 
 use namespace::Namespace;
 
@@ -112,8 +114,8 @@ fn cleanup_removes_all_and_nothing_else() {
     for backend in BACKENDS {
         let pod = Namespace::new();
         let foreign = format!(
-            "iptables-{backend} -t nat -A OUTPUT -p tcp --dport 9 -j RETURN \
-             && ip6tables-{backend} -t nat -A PREROUTING -p tcp --dport 9 -j RETURN"
+            "iptables-{backend} -t nat -A OUTPUT -p udp --dport 9 -j RETURN \
+             && ip6tables-{backend} -t nat -A PREROUTING -p udp --dport 9 -j RETURN"
         );
         pod.shell(&foreign).exits(0);
         let before = pod.tables(backend);
@@ -144,7 +146,7 @@ fn auto_is_nft_and_legacy_only_where_that_is_in_use() {
     assert!(!pod.has_legacy_table(), "looking made a legacy table");
 
     let plugin = Namespace::new();
-    plugin.shell("iptables-legacy -t nat -A OUTPUT -p tcp --dport 9 -j RETURN").exits(0);
+    plugin.shell("iptables-legacy -t nat -A OUTPUT -p udp --dport 9 -j RETURN").exits(0);
     plugin.init(&[]).exits(0).says("backend: legacy, whose nat table is in use here");
     // Emptied again, the table alone is no reason.
     plugin.init(&["--cleanup"]).exits(0);

@@ -1,13 +1,15 @@
 //! A network namespace of a test's own, with what stands in for a pod's uplink.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use tempfile::TempDir;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -183,6 +185,20 @@ impl Drop for Namespace {
             assert!(deleted.unwrap().success(), "{} stays", self.0);
         }
     }
+}
+
+/// Puts a shell script of that name in a directory.
+pub(crate) fn program(directory: &Path, name: &str, script: &str) {
+    let path = directory.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A directory with a program that does nothing but fail.
+pub(crate) fn failing(name: &str) -> TempDir {
+    let directory = TempDir::new().unwrap();
+    program(directory.path(), name, "cat > /dev/null\necho 'made to fail' >&2\nexit 1");
+    directory
 }
 
 /// The program under test.

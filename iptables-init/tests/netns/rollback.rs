@@ -1,21 +1,7 @@
 //! Both families or neither, and IPv6 never past the proxy in silence.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-
-use tempfile::TempDir;
-
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, failing};
 use crate::{BACKENDS, canonical, has_ours, without_built_in};
-
-/// A directory with a program that does nothing but fail.
-fn failing(program: &str) -> TempDir {
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join(program);
-    fs::write(&path, "#!/bin/sh\ncat > /dev/null\necho 'made to fail' >&2\nexit 1\n").unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    directory
-}
 
 #[test]
 fn a_failing_second_family_leaves_nothing_of_the_first() {
@@ -77,10 +63,61 @@ fn an_address_without_rules_is_a_failure_and_nothing_is_installed() {
     pod.init_with(broken.path(), &[]).exits(6).says("fd99::2 on up0 is reachable");
     assert!(!has_ours(&pod.tables("nft")));
 
-    // Without an address to reach, there is nothing to bypass.
+    // Nothing can be reached yet, but an interface may come with an address.
     let closed = Namespace::new();
-    closed.init_with(broken.path(), &[]).exits(0).says("no address of it is reachable");
+    closed
+        .init_with(broken.path(), &[])
+        .exits(6)
+        .says("made to fail")
+        .says("net.ipv6.conf.default.disable_ipv6=0");
+    assert!(!has_ours(&closed.tables("nft")));
+    // Where none can come, there is nothing to bypass.
+    closed.shell(IPV6_OFF).exits(0);
+    closed.init_with(broken.path(), &[]).exits(0).says("IPv6: off in this namespace");
+    closed.shell("sysctl -qw net.ipv6.conf.lo.disable_ipv6=0").exits(0);
+    closed.init_with(broken.path(), &[]).exits(0).says("IPv6: off in this namespace");
     closed.init_with(broken.path(), &["--ipv6=on"]).exits(6).says("made to fail");
+}
+
+#[test]
+fn an_interface_that_may_get_an_address_is_no_skip() {
+    let link = "ip link add up0 type veth peer name up1 && ip link set up1 up \
+                && ip link set up0 up && sysctl -qw net.ipv6.conf.default.disable_ipv6=1";
+    let pod = Namespace::new();
+    pod.shell(link).exits(0);
+    let broken = failing("ip6tables-nft-save");
+    pod.init_with(broken.path(), &[]).exits(6).says("IPv6 is on for up").says("made to fail");
+    pod.shell("sysctl -qw net.ipv6.conf.lo.disable_ipv6=1").exits(0);
+    pod.init(&[]).exits(6).says("IPv6 is on for up").says("it is off for lo");
+    assert!(!has_ours(&pod.tables("nft")));
+    pod.init(&["--ipv6=off"]).exits(0).says("IPv6 BYPASSES the proxy");
+    pod.shell("sysctl -qw net.ipv6.conf.all.disable_ipv6=1").exits(0);
+    pod.init(&[]).exits(0).says("IPv6: off in this namespace");
+}
+
+#[test]
+fn an_address_on_lo_that_peers_may_reach_is_no_skip() {
+    let pod = Namespace::new();
+    pod.shell(&format!(
+        "{IPV6_OFF} && sysctl -qw net.ipv6.conf.lo.disable_ipv6=0 \
+         && ip -6 addr add fd97::1/128 dev lo"
+    ))
+    .exits(0);
+    let broken = failing("ip6tables-nft-save");
+    pod.init_with(broken.path(), &[]).exits(6).says("fd97::1 on lo is reachable");
+    pod.init(&[]).exits(0);
+    assert_eq!(without_built_in(pod.tables("nft")), canonical());
+}
+
+#[test]
+fn a_limit_to_ipv6_alone_is_refused_where_ipv6_is_not_captured() {
+    let pod = Namespace::new();
+    pod.shell(IPV6_OFF).exits(0);
+    pod.init(&["--outbound-cidrs=fd00::/8"]).exits(2).says("there is no IPv4 range");
+    assert!(!has_ours(&pod.tables("nft")));
+    pod.init(&["--outbound-cidrs=fd00::/8,10.0.0.0/8"])
+        .exits(0)
+        .says("a range of IPv6, and IPv6 is not captured here");
 }
 
 #[test]
