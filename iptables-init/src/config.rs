@@ -176,14 +176,13 @@ impl Config {
     }
 }
 
-/// The variables of this process that can be read as text.
+/// The variables of this process. A value that is not UTF-8 is replaced lossily, so that it fails
+/// its own check instead of vanishing.
 #[must_use]
-pub fn environment(
-    variables: impl Iterator<Item = (OsString, OsString)>,
-) -> BTreeMap<String, String> {
-    variables
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn environment() -> BTreeMap<String, String> {
+    let text = |bytes: OsString| bytes.to_string_lossy().into_owned();
+    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
 }
 
 struct Reader<'a> {

@@ -11,7 +11,7 @@ use pillion_init::run::run;
 fn main() -> ExitCode {
     // `--help`, `--version` and what clap cannot parse end here, the last with code 2.
     let matches = command().get_matches();
-    let environment = config::environment(std::env::vars_os());
+    let environment = config::environment();
     let mut stderr = std::io::stderr().lock();
     let mut log = Log::new(&mut stderr);
 

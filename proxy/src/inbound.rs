@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::detect::{self, Hello, MAX_HELLO};
 use crate::dial::dial;
-use crate::live::{Conn, Registry, Shared, Tls, final_by_address};
+use crate::live::{Conn, Registry, Shared, Tls};
 use crate::net::{self, Leg, LegIo, OriginalDst, Prefixed};
 use crate::policy::{AppAddress, InboundConn, Mode, Policy};
 use crate::probe;
@@ -106,7 +106,7 @@ fn refuse_by_address(
     policy: &Policy,
     dst: OriginalDst,
 ) -> Result<(), CloseReason> {
-    match final_by_address(policy, conn.source, dst.0.port()) {
+    match policy.inbound_by_address(conn.source.0.ip(), dst.0.port()) {
         None => Ok(()),
         Some(d) => {
             shared.decided(conn, false, &d.rule, d.shadow);

@@ -36,6 +36,7 @@ pub trait Env {
 pub struct ProcessEnv;
 
 impl Env for ProcessEnv {
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     fn all(&self) -> BTreeMap<String, String> {
         std::env::vars_os()
             .map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned()))

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pillion_certs::spiffe::SpiffeId;
 use pillion_certs::verify::VerifiedPeer;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::net::{ClientAddr, OriginalDst};
-use crate::policy::{DEFAULT_RULE, Decision, InboundConn, Mode, OutboundDecision, Policy, Shadow};
+use crate::policy::{InboundConn, Mode, OutboundDecision, Policy, Shadow};
 use crate::telemetry::{ByteCounters, CloseReason, Direction, Record};
 
 use super::{AsOpened, HostAddresses};
@@ -225,13 +225,13 @@ impl Conn {
         match (self.direction, &facts.stage) {
             (_, Stage::Exempt) => None,
             (Direction::Inbound, Stage::Opening) => {
-                final_by_address(policy, self.source, destination.port()).map(|d| d.rule)
+                policy.inbound_by_address(self.source.0.ip(), destination.port()).map(|d| d.rule)
             }
             (Direction::Inbound, Stage::Probe(path)) => {
                 if !policy.probe(destination.port()).any(|listed| *listed == **path) {
                     return Some(Arc::from("probes"));
                 }
-                final_by_address(policy, self.source, destination.port()).map(|d| d.rule)
+                policy.inbound_by_address(self.source.0.ip(), destination.port()).map(|d| d.rule)
             }
             (Direction::Inbound, Stage::Allowed) => {
                 if let Some(rule) =
@@ -303,21 +303,6 @@ impl Conn {
             "age_ms": u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
     }
-
-    /// How long the connection has been open.
-    pub fn age(&self) -> Duration {
-        self.opened.elapsed()
-    }
-}
-
-/// The denial of a source, by `policy`, that no identity could lift. A probe needs
-/// no rule: where the policy lists one for the port, only a deny rule is final.
-pub fn final_by_address(policy: &Policy, source: ClientAddr, port: u16) -> Option<Decision> {
-    let probes = policy.probe(port).next().is_some();
-    policy
-        .inbound_by_address(source.0.ip(), port)
-        .filter(|d| !d.allow)
-        .filter(|d| !(probes && &*d.rule == DEFAULT_RULE))
 }
 
 /// Plaintext on a port that has become strict, or a peer whose trust domain is no

@@ -5,6 +5,6 @@ mod conn;
 mod published;
 mod registry;
 
-pub use conn::{Conn, Stage, Tls, final_by_address};
+pub use conn::{Conn, Stage, Tls};
 pub use published::{AsOpened, Host, HostAddresses, LocalNet, Published, ResolveRequest, Shared};
 pub use registry::{Guard, HandshakeSlot, Registry};

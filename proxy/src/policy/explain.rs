@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pillion_certs::spiffe::SpiffeId;
 
 use super::compile::{Policy, Rule};
-use super::verdict::{Decision, HostTable, InboundConn, OutboundDecision, Shadow};
+use super::verdict::{HostTable, InboundConn, OutboundDecision, Shadow};
 use super::{Enforcement, Mode, OutboundAction};
 
 /// What one rule, or destination, had to do with a verdict.
@@ -58,7 +58,10 @@ impl Policy {
     /// of the proxy: what no identity could lift is refused, and named, before TLS.
     #[must_use]
     pub fn explain_inbound(&self, conn: &InboundConn<'_>) -> Explained {
-        let decision = match (self.before_tls(conn), self.tls(conn.port, conn.identity)) {
+        let decision = match (
+            self.inbound_by_address(conn.source, conn.port),
+            self.tls(conn.port, conn.identity),
+        ) {
             (Some(denied), _) => denied,
             (None, Ok(())) => self.inbound(conn),
             (None, Err(why)) => {
@@ -89,13 +92,6 @@ impl Policy {
         let verdict = if decision.allow { "allow" } else { "deny" };
         let why = self.why(&decision.rule, decision.allow);
         Explained { verdict, rule: decision.rule, why, shadow: decision.shadow, lines }
-    }
-
-    /// The denial by address, where it is final: a port with health probes has those asked first.
-    fn before_tls(&self, conn: &InboundConn<'_>) -> Option<Decision> {
-        let probes = self.probe(conn.port).next().is_some();
-        let denied = self.inbound_by_address(conn.source, conn.port)?;
-        (!probes || &*denied.rule != super::DEFAULT_RULE).then_some(denied)
     }
 
     /// Whether TLS lets the connection come before the rules.

@@ -155,7 +155,8 @@ impl Policy {
 
     /// The denial that stands whatever identity the peer turns out to have, so that it can be
     /// refused before any work on TLS. `None`: the identity matters, to the verdict or to what an
-    /// audit rule would report; ask [`Self::inbound`] once it is known.
+    /// audit rule would report, or the connection may be a health probe, which needs no rule; ask
+    /// [`Self::inbound`] once it is known.
     #[must_use]
     pub fn inbound_by_address(&self, source: IpAddr, port: u16) -> Option<Decision> {
         debug_assert!(!is_mapped(source), "IPv4-mapped addresses are made plain at the edge");
@@ -170,7 +171,8 @@ impl Policy {
         }
         let open = inbound.default == Action::Allow
             || inbound.allow.could_match(source, port)
-            || inbound.audit_allow.could_match(source, port);
+            || inbound.audit_allow.could_match(source, port)
+            || self.probe(port).next().is_some();
         (!open).then(|| Decision { allow: false, rule: self.default_name.clone(), shadow: None })
     }
 
