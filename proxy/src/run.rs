@@ -1,7 +1,7 @@
 //! Wires everything together and runs until told to stop.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -21,8 +21,8 @@ use crate::net;
 use crate::telemetry::{self, AccessLog, LogLimiter, Metrics};
 use crate::worker::{self, Command, Listeners, Worker};
 
-/// Exit code when the proxy can't start for a reason outside its configuration,
-/// such as a port that is taken (`EX_OSERR`, sysexits.h).
+/// Exit code when the proxy can't start or go on for a reason outside its
+/// configuration, such as a port that is taken (`EX_OSERR`, sysexits.h).
 pub const EXIT_OS: u8 = 71;
 
 /// Descriptors kept for what is no proxied connection: files, admin clients, the
@@ -85,16 +85,14 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         let resolver = Resolver::new(Arc::clone(&shared), inboxes.clone(), resolve_requests);
         let reload = Reload::new(Arc::clone(&shared), inboxes);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
-        // Neither ends before the signal does.
-        tokio::select! {
-            () = until_stopped(&shared, &mut signals) => {}
-            () = any_ended(&workers) => {
-                return Err("a worker has ended by a panic; the log has it".into());
-            }
-            ((), ()) = async { tokio::join!(reload.run(), resolver.run()) } => {}
-        }
+        // The reloads and the resolver do not end before the signal comes.
+        let result = tokio::select! {
+            () = until_stopped(&shared, &mut signals) => Ok(()),
+            () = any_ended(&workers) => Err("a worker has ended by a panic; the log has it".into()),
+            ((), ()) = async { tokio::join!(reload.run(), resolver.run()) } => Ok(()),
+        };
         stop(&shared, workers).await;
-        Ok(())
+        result
     })
 }
 
@@ -102,27 +100,37 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
 /// start before anything is served, then starts the threads.
 fn start_workers(shared: &Arc<Shared>) -> Result<Vec<Worker>, Failure> {
     let config = &shared.config;
-    let mut sets: Vec<Listeners> = Vec::new();
-    sets.resize_with(config.workers, Listeners::default);
-    for addr in &config.inbound_listen {
-        let shared =
-            bind("PILLION_INBOUND_LISTEN", *addr, |a| net::bind_shared(a, config.workers))?;
-        for (set, listener) in sets.iter_mut().zip(shared.into_iter().flatten()) {
-            set.inbound.push(listener);
-        }
-    }
-    for addr in &config.outbound_listen {
-        let shared =
-            bind("PILLION_OUTBOUND_LISTEN", *addr, |a| net::bind_shared(a, config.workers))?;
-        for (set, listener) in sets.iter_mut().zip(shared.into_iter().flatten()) {
-            set.outbound.push(listener);
-        }
-    }
+    let inbound = bind_workers("PILLION_INBOUND_LISTEN", &config.inbound_listen, config.workers)?;
+    let outbound =
+        bind_workers("PILLION_OUTBOUND_LISTEN", &config.outbound_listen, config.workers)?;
     let mut workers = Vec::new();
-    for (n, listeners) in sets.into_iter().enumerate() {
-        workers.push(worker::start(n, Arc::clone(shared), listeners)?);
+    for (n, (inbound, outbound)) in inbound.into_iter().zip(outbound).enumerate() {
+        workers.push(worker::start(n, Arc::clone(shared), Listeners { inbound, outbound })?);
     }
     Ok(workers)
+}
+
+/// Binds every address once for each worker: the listeners of the first worker, of
+/// the second, and so on. A proxy that could listen nowhere must not look ready.
+fn bind_workers(
+    variable: &str,
+    addresses: &[SocketAddr],
+    workers: usize,
+) -> Result<Vec<Vec<TcpListener>>, Failure> {
+    let mut sets = Vec::new();
+    sets.resize_with(workers, Vec::new);
+    for addr in addresses {
+        let bound = bind(variable, *addr, |addr| net::bind_shared(addr, workers))?;
+        for (set, listener) in sets.iter_mut().zip(bound.into_iter().flatten()) {
+            set.push(listener);
+        }
+    }
+    if sets.iter().any(Vec::is_empty) {
+        return Err(
+            format!("no address of {variable} could be listened on: name an IPv4 one").into()
+        );
+    }
+    Ok(sets)
 }
 
 /// Binds an address. A namespace without IPv6 has no IPv6 listener, and nothing can

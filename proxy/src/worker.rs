@@ -34,7 +34,7 @@ pub enum Command {
 }
 
 /// The listening sockets of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Listeners {
     /// Where redirected inbound connections arrive.
     pub inbound: Vec<std::net::TcpListener>,

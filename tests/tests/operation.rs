@@ -7,7 +7,7 @@ use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, port, reason};
 use pillion_testbed::stream::{ask, pass};
 use pillion_testbed::{
     Failure, Finished, MeshOptions, Pair, Pod, Sidecar, Testbed, accept, complete, finish,
-    http_get, http_request, policy, run, untouched, wait_until,
+    http_get, http_request, policy, run, run_with, untouched, wait_until,
 };
 use serde_json::Value;
 
@@ -198,6 +198,18 @@ fn a_taken_port_is_named() {
             assert!(ended.stderr.contains(variable), "{ended:?}");
             assert!(ended.stderr.contains(&taken.to_string()), "{ended:?}");
         }
+        Ok(())
+    });
+}
+
+/// Without IPv6 the default addresses of it are passed over; alone, they are not enough.
+#[test]
+fn a_proxy_that_can_listen_nowhere_does_not_start() {
+    run_with("nowhere", Some(false), |bed| {
+        let pod = bed.pod("pod")?;
+        let ended = run_proxy(&pod, &[("PILLION_OUTBOUND_LISTEN", "[::1]:15001")])?;
+        assert_eq!(ended.code, Some(71), "{ended:?}");
+        assert!(ended.stderr.contains("PILLION_OUTBOUND_LISTEN"), "{ended:?}");
         Ok(())
     });
 }

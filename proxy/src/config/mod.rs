@@ -270,6 +270,7 @@ mod tests {
             ("PILLION_WORKERS", "0"),
             ("PILLION_INBOUND_LISTEN", "15006"),
             ("PILLION_OUTBOUND_LISTEN", "0.0.0.0:15001"),
+            ("PILLION_HEALTH_LISTEN", ", "),
             ("PILLION_ACCESS_LOG", "some"),
             ("PILLION_TRUST_DOMAIN", "Example.com"),
             ("PILLION_LOG", "a=b=c"),

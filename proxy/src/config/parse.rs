@@ -160,6 +160,9 @@ impl Reader {
                 ),
             }
         }
+        if value.split(',').all(|item| item.trim().is_empty()) {
+            self.error(name, "no address is named; unset it for the default");
+        }
         addresses
     }
 
