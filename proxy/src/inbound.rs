@@ -181,12 +181,9 @@ async fn strict(
         };
         terminate(shared, conn, Prefixed::new(seen, leg), mesh).await
     };
-    let done = tokio::time::timeout(shared.config.timeouts.handshake, work).await;
+    let done = in_time(shared, work).await;
     drop(slot);
-    done.unwrap_or_else(|_| {
-        shared.metrics.handshake(Direction::Inbound, "timeout");
-        Err(CloseReason::HandshakeTimeout)
-    })
+    done
 }
 
 /// A permissive port: the mesh's own TLS is terminated, everything else belongs
@@ -219,12 +216,18 @@ async fn permissive(
         return Ok(Downstream::Plain(io));
     }
     let _slot = registry.begin_handshake(conn);
-    tokio::time::timeout(timeouts.handshake, terminate(shared, conn, io, true))
-        .await
-        .unwrap_or_else(|_| {
-            shared.metrics.handshake(Direction::Inbound, "timeout");
-            Err(CloseReason::HandshakeTimeout)
-        })
+    in_time(shared, terminate(shared, conn, io, true)).await
+}
+
+/// One total deadline for all of a handshake.
+async fn in_time(
+    shared: &Shared,
+    work: impl Future<Output = Result<Downstream, CloseReason>>,
+) -> Result<Downstream, CloseReason> {
+    tokio::time::timeout(shared.config.timeouts.handshake, work).await.unwrap_or_else(|_| {
+        shared.metrics.handshake(Direction::Inbound, "timeout");
+        Err(CloseReason::HandshakeTimeout)
+    })
 }
 
 /// A plaintext request that is one of the policy's probes on this port, if it is.

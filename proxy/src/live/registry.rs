@@ -167,3 +167,55 @@ impl Drop for HandshakeSlot {
         handshakes.borrow_mut().retain(|c| c.id != self.conn.id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::sync::mpsc;
+    use tokio::task::LocalSet;
+
+    use crate::config::Config;
+    use crate::live::Published;
+    use crate::telemetry::{AccessLog, LogLimiter, Metrics};
+
+    fn shared() -> Arc<Shared> {
+        let (config, _) = Config::from_env(&BTreeMap::new()).unwrap();
+        let (writer, _) = tracing_appender::non_blocking(std::io::sink());
+        Arc::new(Shared {
+            own_ports: config.own_ports(),
+            metrics: Metrics::new().unwrap(),
+            access_log: AccessLog::new(config.access_log, writer),
+            published: Published::default(),
+            open: AtomicUsize::new(0),
+            max_connections: 1,
+            log_limiter: LogLimiter::default(),
+            resolve: mpsc::channel(1).0,
+            config,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_one_connection_and_is_counted() {
+        let shared = shared();
+        let registry = Registry::new(Arc::clone(&shared));
+        let source = ClientAddr("10.0.0.1:1".parse().unwrap());
+        let other = registry.register(Direction::Inbound, source);
+        let panicking = registry.register(Direction::Inbound, source);
+        let task = async {
+            let task = async move {
+                let _guard = panicking;
+                panic!("as a bug would");
+            };
+            tokio::task::spawn_local(task).await
+        };
+        assert!(LocalSet::new().run_until(task).await.unwrap_err().is_panic());
+        assert_eq!(shared.metrics.panics.get(), 1);
+        assert_eq!(shared.open_connections(), 1, "the other stays");
+        other.end(CloseReason::Closed);
+        assert!(registry.is_empty());
+        assert_eq!(shared.metrics.panics.get(), 1);
+        assert_eq!(shared.open_connections(), 0);
+    }
+}
