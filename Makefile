@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e bench-micro doc deny clean
+.PHONY: help setup build demo test lint unit e2e bench bench-full bench-syscalls bench-build bench-micro doc deny clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,25 @@ unit: ## unit tests, and that the docs match the code
 e2e: build ## pods in namespaces, real applications, with IPv6 and without; needs root
 	scripts/e2e
 	PILLION_TEST_IPV6=off PILLION_TEST_BULK_MIB=64 scripts/e2e
+
+# The proxy is built by itself: beside the load generator it would get that one's features of tokio.
+bench-build: setup
+	scripts/bench-setup
+	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
+	cargo build --locked --release -p pillion-benches --bins
+	@mkdir -p target/bench
+
+BENCH := scripts/as-root target/release/pillion-bench
+BENCH_ZTUNNEL := $(if $(ZTUNNEL),--ztunnel $(ZTUNNEL))
+
+bench: bench-build ## side by side with Envoy and HAProxy (ZTUNNEL=<binary> adds it), 5 minutes
+	$(BENCH) run --quick $(BENCH_ZTUNNEL) $(BENCH_ARGS)
+
+bench-full: bench-build ## the same with all loads
+	$(BENCH) run --full $(BENCH_ZTUNNEL) $(BENCH_ARGS)
+
+bench-syscalls: bench-build ## system calls a MB, a request and a connection, by strace
+	$(BENCH) syscalls $(BENCH_ZTUNNEL) $(BENCH_ARGS)
 
 bench-micro: ## criterion: what a verdict costs
 	cargo bench --locked -p pillion-benches
