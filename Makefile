@@ -54,7 +54,7 @@ bench-full: bench-build ## the same with all loads
 bench-syscalls: bench-build ## system calls a MB, a request and a connection, by strace
 	$(BENCH) syscalls $(BENCH_ZTUNNEL) $(BENCH_ARGS)
 
-bench-micro: ## criterion: what a verdict costs
+bench-micro: ## criterion: what a verdict and a look at a ClientHello cost
 	cargo bench --locked -p pillion-benches
 
 clean: ## remove what was built, and pods that a killed run left behind

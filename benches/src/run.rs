@@ -51,12 +51,12 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), Error> {
     let bed = testbed()?;
     let stacks = start(&bed, &stacks, options, &interrupt)?;
     let mut run = Summary {
-        date: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+        date: whole_seconds().format(&Rfc3339).unwrap_or_default(),
         machine: machine(),
         stacks: stacks.iter().map(|stack| stack.kind).collect(),
         loads,
         rounds: options.rounds.unwrap_or(3),
-        seconds: options.seconds.unwrap_or(if options.full { 4.0 } else { 1.2 }),
+        seconds: options.seconds.unwrap_or(if options.full { 4.0 } else { 1.7 }),
         rate: options.rate,
         samples: Vec::new(),
     };
@@ -227,6 +227,12 @@ fn progress(
         line.push_str(&format!("  {} FAILURES: {why}", outcome.failures));
     }
     eprintln!("{line}");
+}
+
+/// Now, without the fraction that nobody reads.
+fn whole_seconds() -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    now.replace_nanosecond(0).unwrap_or(now)
 }
 
 /// What there is to know of the machine, and nothing that names it.

@@ -29,12 +29,12 @@ pub(crate) fn run(options: &SyscallOptions) -> Result<(), Error> {
     let loads = plan::choose(1, false, &LOADS.map(str::to_owned))?;
     let kinds = StackKind::choose(&options.stacks, &options.programs)?;
     let interrupt = Interrupt::listen()?;
-    let bed = testbed()?;
     for load in &loads {
         for kind in kinds.iter().filter(|kind| **kind != StackKind::Direct) {
             interrupt.check()?;
             eprintln!("counting: {} under {}", load.name, kind.name());
             // A fresh stack each time: nothing of an earlier load is still in its books.
+            let bed = testbed()?;
             let stack = Stack::start(&bed, *kind, &options.programs)?;
             let (calls, units) = count(&stack, load, options.seconds, &interrupt)?;
             print(&stack, load, &calls, units);

@@ -26,6 +26,7 @@ pub(super) fn start(both: &Both<'_>, program: &Path) -> Result<[Process; 2], Err
             "protocol": "HBONE",
             "node": "local",
             "network": "",
+            "services": {},
         })
     };
     let workloads = [workload("client", both.client.v4()), workload("server", both.server.v4())];
@@ -48,6 +49,8 @@ pub(super) fn start(both: &Both<'_>, program: &Path) -> Result<[Process; 2], Err
             .env("NODE_NAME", "local")
             .env("ENABLE_ORIG_SRC", "false")
             .env("ZTUNNEL_WORKER_THREADS", "2")
+            .env("IPV6_ENABLED", "false")
+            .env("RUST_BACKTRACE", "0")
             .env("RUST_LOG", "error");
         Ok(command)
     })
