@@ -26,8 +26,11 @@ use crate::verify::{SvidVerifier, TrustBundles, VerifiedPeer};
 /// sidecars name it.
 pub const ALPN_MESH: &[u8] = b"istio";
 
+/// The ALPN of the tunnel, in which one connection of the application follows another.
+pub const ALPN_TUNNEL: &[u8] = b"pillion/1";
+
 /// What a mesh client offers and a mesh server accepts, the preferred first.
-pub const ALPN_PROTOCOLS: &[&[u8]] = &[ALPN_MESH];
+pub const ALPN_PROTOCOLS: &[&[u8]] = &[ALPN_TUNNEL, ALPN_MESH];
 
 /// Which key exchange groups are offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -62,7 +65,8 @@ pub struct TlsGeneration {
     verifier: Arc<SvidVerifier>,
     server_mesh: Arc<ServerConfig>,
     server_plain: Arc<ServerConfig>,
-    client: Arc<ClientConfig>,
+    client_tunnel: Arc<ClientConfig>,
+    client_mesh: Arc<ClientConfig>,
 }
 
 impl TlsGeneration {
@@ -87,11 +91,13 @@ impl TlsGeneration {
         let verifier = Arc::new(SvidVerifier::new(bundles));
         let tls = |e: rustls::Error| GenerationError::Tls(e.to_string());
         let server = |alpn: &[&[u8]]| server_config(&provider, &verifier, &identity, alpn);
+        let client = |alpn: &[&[u8]]| client_config(&provider, &verifier, &identity, alpn);
         Ok(Self {
             own,
             server_mesh: Arc::new(server(ALPN_PROTOCOLS).map_err(tls)?),
             server_plain: Arc::new(server(&[]).map_err(tls)?),
-            client: Arc::new(client_config(&provider, &verifier, &identity).map_err(tls)?),
+            client_tunnel: Arc::new(client(ALPN_PROTOCOLS).map_err(tls)?),
+            client_mesh: Arc::new(client(&[ALPN_MESH]).map_err(tls)?),
             verifier,
         })
     }
@@ -146,11 +152,12 @@ impl TlsGeneration {
         Arc::clone(if alpn { &self.server_mesh } else { &self.server_plain })
     }
 
-    /// The client's side: TLS 1.3, our certificate, [`ALPN_PROTOCOLS`] offered, no SNI, no
-    /// resumption. Connect with [`TlsGeneration::server_name`].
+    /// The client's side: TLS 1.3, our certificate, no SNI, no resumption. With `tunnel`,
+    /// [`ALPN_PROTOCOLS`] are offered; without, [`ALPN_MESH`] alone. Connect with
+    /// [`TlsGeneration::server_name`].
     #[must_use]
-    pub fn client_config(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.client)
+    pub fn client_config(&self, tunnel: bool) -> Arc<ClientConfig> {
+        Arc::clone(if tunnel { &self.client_tunnel } else { &self.client_mesh })
     }
 
     /// The name to hand to a TLS client where its interface wants one. It is never sent and never
@@ -241,6 +248,8 @@ fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
+    // For a record layer of the caller's own.
+    config.enable_secret_extraction = true;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }
@@ -249,6 +258,7 @@ fn client_config(
     provider: &Arc<CryptoProvider>,
     verifier: &Arc<SvidVerifier>,
     identity: &Arc<CertifiedKey>,
+    alpn: &[&[u8]],
 ) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(&[&TLS13])?
@@ -258,6 +268,7 @@ fn client_config(
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config.enable_sni = false;
-    config.alpn_protocols = ALPN_PROTOCOLS.iter().map(|name| name.to_vec()).collect();
+    config.enable_secret_extraction = true;
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }

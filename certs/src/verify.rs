@@ -66,7 +66,9 @@ impl VerifiedPeer {
         system_time(self.0.not_after)
     }
 
-    pub(crate) fn is_valid_at(&self, now: UnixTime) -> bool {
+    /// Whether the leaf is within its validity.
+    #[must_use]
+    pub fn is_valid_at(&self, now: UnixTime) -> bool {
         (self.0.not_before..=self.0.not_after).contains(&seconds(now))
     }
 }

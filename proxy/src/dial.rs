@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::net::Leg;
+use crate::net::{self, Leg};
 use crate::telemetry::CloseReason;
 
 /// Why a connection could not be opened.
@@ -59,6 +59,7 @@ pub async fn dial(
     let failed = |e| DialError::Failed(dst, e);
     let socket = if dst.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(failed)?;
+    net::set_options(&socket).map_err(failed)?;
     if let Some(source) = source {
         // The port is chosen at connect(2), by the whole four-tuple: without this
         // every connection from one source takes a port of its own (ip(7)).
@@ -69,7 +70,7 @@ pub async fn dial(
         .await
         .map_err(|_| DialError::Timeout(dst, timeout))?
         .map_err(failed)?;
-    Leg::new(stream).map_err(failed)
+    Ok(Leg::new(stream))
 }
 
 #[cfg(test)]

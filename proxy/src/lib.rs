@@ -4,12 +4,14 @@
 //! `tests/rooms.rs` checks.
 
 pub mod admin;
+pub mod buffers;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod detect;
 pub mod dial;
 pub mod inbound;
+pub mod lane;
 pub mod live;
 pub mod net;
 pub mod outbound;
@@ -19,4 +21,6 @@ pub mod relay;
 pub mod run;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
+pub mod wire;
 pub mod worker;

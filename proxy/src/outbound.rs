@@ -4,25 +4,34 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use pillion_certs::verify::VerifiedPeer;
+use rustls::pki_types::UnixTime;
+
 use crate::dial::dial;
-use crate::live::{Conn, Registry, Shared, Tls};
-use crate::net::{self, Leg, LegIo, OriginalDst};
-use crate::policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision};
-use crate::relay::{Ended, Limits, relay};
+use crate::lane::{Key, Lane, Parked};
+use crate::live::{Conn, Shared, Tls};
+use crate::net::{self, Leg, OriginalDst};
+use crate::policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Policy};
+use crate::relay::{self, Ended, Limits};
 use crate::telemetry::{CloseReason, Direction};
-use crate::tls::{self, ClientStream};
+use crate::tls;
+use crate::tunnel::{self, Life, Role};
+use crate::wire::{self, Wire};
 
 /// Serves a redirected connection to its end, and says why it ended.
-pub async fn serve(
-    shared: &Shared,
-    registry: &Rc<Registry>,
-    conn: &Rc<Conn>,
-    mut leg: Leg,
-) -> CloseReason {
-    let ended = match conn.unless_stopped(reach(shared, registry, conn, &leg)).await {
+pub async fn serve(lane: &Rc<Lane>, conn: &Rc<Conn>, mut leg: Leg) -> CloseReason {
+    let reached = Box::pin(conn.unless_stopped(reach(lane, conn, &leg))).await;
+    let ended = match reached {
         Err(reason) => return reason,
-        Ok(Upstream::Tls(mut server)) => run(shared, conn, &mut leg, &mut *server).await,
-        Ok(Upstream::Plain(mut server)) => run(shared, conn, &mut leg, &mut server).await,
+        Ok(Upstream::Plain(mut server)) => {
+            let own = (&lane.buffers, &lane.pipes);
+            relay::plain(&mut leg, &mut server, limits(lane, conn), own, conn.stopped()).await
+        }
+        Ok(Upstream::Mtls(mut server)) => {
+            let ended = through(lane, conn, &mut leg, &mut server).await;
+            let_go(lane, *server, ended.reason);
+            ended
+        }
     };
     if let Some(detail) = ended.detail {
         conn.set_detail(detail);
@@ -30,29 +39,61 @@ pub async fn serve(
     ended.reason
 }
 
-async fn run(shared: &Shared, conn: &Conn, app: &mut Leg, server: &mut impl LegIo) -> Ended {
-    let limits = Limits {
-        up: &conn.from_app,
-        down: &conn.to_app,
-        half_close: shared.config.timeouts.half_close,
-    };
-    relay(app, server, limits, conn.stopped()).await
+fn limits<'a>(lane: &Lane, conn: &'a Conn) -> Limits<'a> {
+    let half_close = lane.shared.config.timeouts.half_close;
+    Limits { up: &conn.from_app, down: &conn.to_app, half_close }
 }
 
 /// The server's side.
 enum Upstream {
-    Tls(Box<ClientStream>),
+    Mtls(Box<Server>),
     Plain(Leg),
+}
+
+/// A protected connection to a server, and what is needed to use it once more.
+struct Server {
+    parked: Parked,
+    key: Key,
+    life: Life,
+    reused: bool,
+}
+
+/// Relays through a protected connection: the app's stream is one in a tunnel, or the
+/// only one.
+async fn through(lane: &Lane, conn: &Conn, app: &mut Leg, server: &mut Server) -> Ended {
+    let wire = &mut *server.parked.wire;
+    if wire.tunnel().is_some() {
+        lane.shared.metrics.tunnel_stream(server.reused);
+        if let Err(e) = wire.queue(&tunnel::open(conn.source.0)) {
+            let (reason, detail) = wire::classify(&e);
+            return Ended { reason, detail };
+        }
+        // One look at the reactor: an app that speaks first has spoken by now, and
+        // what it said goes out together with OPEN.
+        tokio::task::yield_now().await;
+    }
+    relay::secure(app, wire, limits(lane, conn), conn.stopped()).await
+}
+
+/// Keeps the tunnel for the next app connection, or ends it as this one has ended.
+fn let_go(lane: &Lane, server: Server, reason: CloseReason) {
+    let Server { mut parked, key, life, .. } = server;
+    if parked.wire.tunnel().is_none() {
+        return;
+    }
+    if parked.wire.is_reusable() && reason == CloseReason::Closed {
+        lane.tunnels.put(key, parked, life);
+    } else if reason == CloseReason::Closed {
+        parked.wire.close();
+    } else {
+        parked.wire.abort(reason.to_peer());
+    }
 }
 
 /// Everything up to a server that may be talked to. The app's first byte is not
 /// waited for: in many protocols the server speaks first.
-async fn reach(
-    shared: &Shared,
-    registry: &Rc<Registry>,
-    conn: &Rc<Conn>,
-    leg: &Leg,
-) -> Result<Upstream, CloseReason> {
+async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &Leg) -> Result<Upstream, CloseReason> {
+    let shared = &lane.shared;
     let dst = net::original_dst(leg.stream()).map_err(|e| {
         conn.set_detail(e.to_string());
         CloseReason::NoOriginalDst
@@ -75,12 +116,39 @@ async fn reach(
             conn.set_tls(Tls::Passthrough);
             connect(shared, conn, dst).await.map(Upstream::Plain)
         }
-        OutboundDecision::Mtls { destination, .. } => {
+        OutboundDecision::Mtls { destination, rule, .. } => {
             conn.set_tls(Tls::Mtls);
-            let server = connect(shared, conn, dst).await?;
-            originate(shared, registry, conn, server, dst, destination).await
+            let key = Key { destination: dst.0, rule };
+            if let Some(server) = warm(lane, conn, &key, &destination) {
+                return Ok(Upstream::Mtls(server));
+            }
+            let leg = connect(shared, conn, dst).await?;
+            originate(lane, conn, leg, dst, key, destination).await
         }
     }
+}
+
+/// An idle tunnel to the same place, whose server is one that the destination expects.
+fn warm(lane: &Lane, conn: &Conn, key: &Key, destination: &Destination) -> Option<Box<Server>> {
+    if !destination.tunnel_reuse() {
+        return None;
+    }
+    let policy = lane.shared.published.policy.load_full()?;
+    let now = UnixTime::now();
+    lane.shared.published.usable_tls()?;
+    loop {
+        let (mut parked, life) = lane.tunnels.take(key)?;
+        if is_expected(&policy, destination, &parked.peer) && parked.peer.is_valid_at(now) {
+            conn.set_peer(parked.peer.clone());
+            return Some(Box::new(Server { parked, key: key.clone(), life, reused: true }));
+        }
+        parked.wire.close();
+    }
+}
+
+fn is_expected(policy: &Policy, destination: &Destination, peer: &VerifiedPeer) -> bool {
+    destination.server_identities().matches(peer.id())
+        && policy.accepts_trust_domain(peer.id().trust_domain())
 }
 
 /// The verdict. An address that none of the policy's names is known to have may
@@ -159,20 +227,22 @@ async fn connect(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<Leg, 
 /// mTLS to the server, whose identity must be one that the destination expects.
 /// There is no fallback to plaintext.
 async fn originate(
-    shared: &Shared,
-    registry: &Rc<Registry>,
+    lane: &Rc<Lane>,
     conn: &Rc<Conn>,
-    server: Leg,
+    mut leg: Leg,
     dst: OriginalDst,
+    key: Key,
     destination: Arc<Destination>,
 ) -> Result<Upstream, CloseReason> {
+    let shared = &lane.shared;
     let generation = shared.published.usable_tls().ok_or(CloseReason::NoCertificate)?;
     let started = Instant::now();
-    let slot = registry.begin_handshake(conn);
-    let handshake = tls::connect(server, &generation);
+    let slot = lane.registry.begin_handshake(conn);
+    let engine = shared.config.tls_engine;
+    let handshake = tls::connect(&mut leg, destination.tunnel_reuse(), &generation, engine);
     let done = tokio::time::timeout(shared.config.timeouts.handshake, handshake).await;
     drop(slot);
-    let (stream, peer) = match done {
+    let made = match done {
         Err(_) => {
             shared.metrics.handshake(Direction::Outbound, "timeout");
             return Err(CloseReason::HandshakeTimeout);
@@ -182,7 +252,7 @@ async fn originate(
             conn.set_detail(format!("{}: {e}", e.label()));
             return Err(e.reason());
         }
-        Ok(Ok(done)) => done,
+        Ok(Ok(made)) => made,
     };
     shared.metrics.handshake(Direction::Outbound, "ok");
     shared.metrics.handshake_seconds(Direction::Outbound, started.elapsed().as_secs_f64());
@@ -194,14 +264,16 @@ async fn originate(
         OutboundDecision::Passthrough { .. } => destination,
     };
     let policy = shared.published.policy.load_full().ok_or(CloseReason::NoPolicy)?;
-    let expected = destination.server_identities().matches(peer.id())
-        && policy.accepts_trust_domain(peer.id().trust_domain());
-    let id = peer.id().clone();
-    conn.set_peer(peer);
-    if !expected {
+    let peer = made.peer.clone();
+    conn.set_peer(peer.clone());
+    if !is_expected(&policy, &destination, &peer) {
         let expected: Vec<_> = destination.server_identities().patterns().collect();
-        conn.set_detail(format!("the server is {id}, expected is {}", expected.join(" or ")));
+        let expected = expected.join(" or ");
+        conn.set_detail(format!("the server is {}, expected is {expected}", peer.id()));
         return Err(CloseReason::WrongIdentity);
     }
-    Ok(Upstream::Tls(Box::new(stream)))
+    let wire = Box::new(Wire::new(leg, made, Role::Client, &lane.buffers));
+    let parked = Parked { wire, peer, generation };
+    let life = lane.tunnels.birth();
+    Ok(Upstream::Mtls(Box::new(Server { parked, key, life, reused: false })))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::live::Conn;
-use crate::net::{Leg, LegIo, Prefixed};
+use crate::net::Leg;
 use crate::telemetry::CloseReason;
 use crate::tls;
 
@@ -93,7 +93,7 @@ fn parse(seen: &[u8], allowed: impl Fn(&str) -> bool) -> Option<Option<Request>>
 /// # Errors
 /// The reason of whatever broke or stalled.
 pub async fn forward(
-    client: &mut Prefixed,
+    client: &mut Leg,
     request: &Request,
     app: &mut Leg,
     conn: &Conn,
@@ -108,7 +108,7 @@ pub async fn forward(
         Err(_) => Err(CloseReason::PeerTimeout),
         Ok(Err(e)) => Err(tls::classify(&e).0),
         Ok(Ok(())) => {
-            client.leg_mut().end_cleanly();
+            client.end_cleanly();
             app.end_cleanly();
             Ok(CloseReason::Closed)
         }

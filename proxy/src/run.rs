@@ -83,11 +83,11 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
             Arc::new(Report::new(Arc::clone(&shared), inboxes.clone(), log));
         serve_admin(&shared.config, &report)?;
         let resolver = Resolver::new(Arc::clone(&shared), inboxes.clone(), resolve_requests);
-        let reload = Reload::new(Arc::clone(&shared), inboxes);
+        let reload = Reload::new(Arc::clone(&shared), inboxes.clone());
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
         // The reloads and the resolver do not end before the signal comes.
         let result = tokio::select! {
-            () = until_stopped(&shared, &mut signals) => Ok(()),
+            () = until_stopped(&shared, &mut signals, &inboxes) => Ok(()),
             () = any_ended(&workers) => Err("a worker has ended by a panic; the log has it".into()),
             ((), ()) = async { tokio::join!(reload.run(), resolver.run()) } => Ok(()),
         };
@@ -189,8 +189,9 @@ impl Signals {
 /// deadline has passed, or a second signal comes. A native sidecar gets its
 /// SIGTERM after the app has gone, so there is nothing to drain away from: new
 /// connections are still served.
-async fn until_stopped(shared: &Shared, signals: &mut Signals) {
+async fn until_stopped(shared: &Shared, signals: &mut Signals, workers: &Workers) {
     signals.next().await;
+    workers.retire();
     let deadline = Instant::now() + shared.config.timeouts.drain;
     tracing::info!(open = shared.open_connections(), "told to stop; serving what is open");
     while shared.open_connections() > 0 {

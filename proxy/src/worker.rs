@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, LocalSet};
 
+use crate::lane::{Lane, Tunnels};
 use crate::live::{Registry, Shared};
 use crate::net::{Acceptor, ClientAddr, Leg};
 use crate::telemetry::{CloseReason, Direction};
@@ -27,6 +28,10 @@ const FLUSH_EVERY: Duration = Duration::from_secs(5);
 pub enum Command {
     /// The policy has changed: judge again.
     Rejudge,
+    /// The certificates have changed: idle tunnels are given up.
+    Renew,
+    /// The proxy will stop: idle tunnels are given up, and none is kept from here on.
+    Retire,
     /// Tell about the open connections.
     Connections(oneshot::Sender<Vec<Value>>),
     /// Accept no more, reset everything that is open, answer, and end.
@@ -67,44 +72,47 @@ pub fn start(n: usize, shared: Arc<Shared>, listeners: Listeners) -> io::Result<
     };
     let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
         let local = LocalSet::new();
-        local.block_on(&runtime, work(shared, acceptors, inbox));
+        local.block_on(&runtime, work(Lane::new(shared, n as u64), acceptors, inbox));
     })?;
     Ok(Worker { commands, thread })
 }
 
 async fn work(
-    shared: Arc<Shared>,
+    lane: Rc<Lane>,
     acceptors: Vec<(Direction, Acceptor)>,
     mut inbox: mpsc::UnboundedReceiver<Command>,
 ) {
-    let registry = Registry::new(Arc::clone(&shared));
+    let registry = &lane.registry;
     let mut accepting = JoinSet::new();
     for (direction, acceptor) in acceptors {
-        accepting.spawn_local(accept(
-            Arc::clone(&shared),
-            Rc::clone(&registry),
-            direction,
-            acceptor,
-        ));
+        accepting.spawn_local(accept(Rc::clone(&lane), direction, acceptor));
     }
     let mut flush = tokio::time::interval(FLUSH_EVERY);
+    let mut sweep = tokio::time::interval(Tunnels::SWEEP_EVERY);
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
                 None => return,
-                Some(Command::Rejudge) => registry.rejudge(),
+                Some(Command::Rejudge) => {
+                    registry.rejudge();
+                    lane.tunnels.sweep();
+                }
+                Some(Command::Renew) => lane.retire_tunnels(false),
+                Some(Command::Retire) => lane.retire_tunnels(true),
                 Some(Command::Connections(reply)) => {
                     // The asker may have gone; nobody else wants the answer.
                     let _ = reply.send(registry.to_json());
                 }
                 Some(Command::Reset(reply)) => {
                     accepting.abort_all();
-                    reset(&registry).await;
+                    lane.retire_tunnels(true);
+                    reset(registry).await;
                     let _ = reply.send(());
                     return;
                 }
             },
             _ = flush.tick() => registry.flush_bytes(),
+            _ = sweep.tick(), if !lane.tunnels.is_empty() => lane.tunnels.sweep(),
             // A listener ends by a panic alone. The worker ends with it, and the
             // process with the worker: a pod that no longer listens must not look ready.
             Some(_) = accepting.join_next() => return,
@@ -120,46 +128,35 @@ async fn reset(registry: &Registry) {
     }
 }
 
-async fn accept(
-    shared: Arc<Shared>,
-    registry: Rc<Registry>,
-    direction: Direction,
-    mut acceptor: Acceptor,
-) {
+async fn accept(lane: Rc<Lane>, direction: Direction, mut acceptor: Acceptor) {
     loop {
-        let (stream, client) = acceptor.accept(|e| accept_failed(&shared, direction, e)).await;
-        open(&shared, &registry, direction, stream, client);
+        let (stream, client) = acceptor.accept(|e| accept_failed(&lane.shared, direction, e)).await;
+        open(&lane, direction, stream, client);
     }
 }
 
 /// Registers an accepted connection and starts its story, in a task of its own:
 /// a panic in it ends this connection alone.
-fn open(
-    shared: &Arc<Shared>,
-    registry: &Rc<Registry>,
-    direction: Direction,
-    stream: TcpStream,
-    client: ClientAddr,
-) {
-    let guard = registry.register(direction, client);
-    let leg = match Leg::new(stream) {
-        Ok(leg) => leg,
-        Err(e) => {
-            guard.conn.set_detail(e.to_string());
-            return guard.end(CloseReason::PeerReset);
+fn open(lane: &Rc<Lane>, direction: Direction, stream: TcpStream, client: ClientAddr) {
+    let guard = lane.registry.register(direction, client);
+    let leg = Leg::new(stream);
+    let is_full = || lane.shared.open.load(Ordering::Relaxed) > lane.shared.max_connections;
+    if is_full() {
+        // An idle tunnel is worth less than a connection.
+        lane.tunnels.close_all();
+        if is_full() {
+            return guard.end(CloseReason::ConnectionLimit);
         }
-    };
-    if shared.open.load(Ordering::Relaxed) > shared.max_connections {
-        return guard.end(CloseReason::ConnectionLimit);
     }
-    let shared = Arc::clone(shared);
-    let registry = Rc::clone(registry);
+    let lane = Rc::clone(lane);
     tokio::task::spawn_local(async move {
-        let reason = match direction {
-            Direction::Inbound => inbound::serve(&shared, &registry, &guard.conn, leg).await,
-            Direction::Outbound => outbound::serve(&shared, &registry, &guard.conn, leg).await,
-        };
-        guard.end(reason);
+        match direction {
+            Direction::Inbound => inbound::serve(&lane, guard, leg).await,
+            Direction::Outbound => {
+                let reason = outbound::serve(&lane, &guard.conn, leg).await;
+                guard.end(reason);
+            }
+        }
     });
 }
 

@@ -14,14 +14,16 @@ const FLOORS: &[&[&str]] = &[
     &["control"],
     &["worker"],
     &["inbound", "outbound"],
+    &["lane"],
     &["probe", "relay"],
+    &["wire"],
     &["tls"],
     &["detect", "dial"],
     &["live"],
     &["policy"],
     &["admin", "telemetry"],
     &["net"],
-    &["config"],
+    &["config", "buffers", "tunnel"],
 ];
 
 fn floor(room: &str) -> Option<usize> {

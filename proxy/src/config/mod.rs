@@ -70,6 +70,15 @@ pub enum LogFormat {
     Text,
 }
 
+/// What protects records after the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsEngine {
+    /// rustls, through its unbuffered interface.
+    Rustls,
+    /// The record layer of this proxy.
+    Records,
+}
+
 /// One total deadline for each stage of a connection. A peer that sends a byte
 /// now and then does not extend it.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +102,8 @@ pub struct Config {
     pub policy_file: PathBuf,
     /// Certificate, key and bundles.
     pub identity: IdentityFiles,
+    /// What protects records after the handshake.
+    pub tls_engine: TlsEngine,
     /// Where redirected inbound connections arrive.
     pub inbound_listen: Vec<SocketAddr>,
     /// Where redirected outbound connections arrive; loopback.
@@ -160,6 +171,10 @@ impl Config {
         let config = Self {
             policy_file: r.path("PILLION_POLICY_FILE"),
             identity: identity(&mut r),
+            tls_engine: r.choice(
+                "PILLION_TLS_ENGINE",
+                &[("records", TlsEngine::Records), ("rustls", TlsEngine::Rustls)],
+            ),
             inbound_listen: r.addresses("PILLION_INBOUND_LISTEN", false),
             outbound_listen: r.addresses("PILLION_OUTBOUND_LISTEN", true),
             health_listen: r.addresses("PILLION_HEALTH_LISTEN", false),

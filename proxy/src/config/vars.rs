@@ -55,6 +55,11 @@ pub const VARIABLES: &[Variable] = &[
         "auto: X25519MLKEM768, X25519, P-256. classic: without ML-KEM.",
     ),
     var(
+        "PILLION_TLS_ENGINE",
+        "records",
+        "records: our record layer, in place. rustls: the library's. The handshake is rustls's.",
+    ),
+    var(
         "PILLION_INBOUND_LISTEN",
         "0.0.0.0:15006,[::]:15006",
         "Where redirected inbound connections arrive.",

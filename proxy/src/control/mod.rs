@@ -20,9 +20,23 @@ pub struct Workers(pub Vec<mpsc::UnboundedSender<Command>>);
 impl Workers {
     /// Has every worker judge its connections again.
     pub fn rejudge(&self) {
+        self.tell(|| Command::Rejudge);
+    }
+
+    /// Has every worker give up idle tunnels, which were made with other certificates.
+    pub fn renew(&self) {
+        self.tell(|| Command::Renew);
+    }
+
+    /// Has every worker give up idle tunnels for good.
+    pub fn retire(&self) {
+        self.tell(|| Command::Retire);
+    }
+
+    fn tell(&self, command: impl Fn() -> Command) {
         for worker in &self.0 {
             // A worker that has gone has no connections either.
-            let _ = worker.send(Command::Rejudge);
+            let _ = worker.send(command());
         }
     }
 }

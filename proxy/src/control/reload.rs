@@ -111,6 +111,7 @@ impl Reload {
                     not_after = unix(generation.not_after()), "certificates loaded"
                 );
                 shared.published.tls.store(Some(generation));
+                self.workers.renew();
             }
         }
     }

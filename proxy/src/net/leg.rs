@@ -1,13 +1,16 @@
 //! One TCP socket of a proxied connection.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, splice};
+use nix::sys::uio::{readv, writev};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Idle time before the first keepalive probe, and between probes. Shorter than
@@ -24,27 +27,23 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// other: a reader would take a truncated reply for a whole one. So the default
 /// of every exit, be it an error, a cancelled task or a panic, is a RST, and the
 /// one path that saw both directions end says so with [`Leg::end_cleanly`].
+///
+/// Readiness comes from tokio's reactor, the system calls are made here: it takes
+/// `readv`, `writev` and `splice`, and a short read tells that the socket is empty
+/// without asking it again.
 #[derive(Debug)]
 pub struct Leg {
     stream: TcpStream,
+    /// Read before, to look at it; given back first.
+    unread: Vec<u8>,
     clean: bool,
 }
 
 impl Leg {
-    /// Takes a socket over and sets the options that every leg has: no delay for
-    /// small messages, and keepalive.
-    ///
-    /// There is no `TCP_USER_TIMEOUT` on purpose: the kernel applies it to a peer
-    /// that is alive and keeps its window closed too, so a reader that pauses for
-    /// longer than the timeout (a pager, a debugger, a busy consumer) would be
-    /// reset, which it is not without a proxy.
-    ///
-    /// # Errors
-    /// A socket whose options can't be set is already gone.
-    pub fn new(stream: TcpStream) -> io::Result<Self> {
-        let leg = Self { stream, clean: false };
-        set_options(leg.stream.as_fd())?;
-        Ok(leg)
+    /// Takes a socket over that has the options of every leg: one that [`set_options`]
+    /// was called for, or accepted from a listener that it was called for.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, unread: Vec::new(), clean: false }
     }
 
     /// From here on dropping the socket sends a FIN.
@@ -56,7 +55,157 @@ impl Leg {
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
+
+    /// Puts bytes back that were read to look at them: they are read again first.
+    pub fn put_back(&mut self, bytes: Vec<u8>) {
+        debug_assert!(self.unread.is_empty(), "bytes are put back once");
+        self.unread = bytes;
+    }
+
+    /// Whether bytes were put back and not yet read again.
+    pub fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Ready when a read would not wait, as far as the reactor knows.
+    ///
+    /// # Errors
+    /// The runtime is shutting down.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.has_unread() {
+            return Poll::Ready(Ok(()));
+        }
+        self.stream.poll_read_ready(cx)
+    }
+
+    /// Reads into `into`, in order. 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.has_unread() {
+            return Poll::Ready(Ok(self.give_back(into)));
+        }
+        let room: usize = into.iter().map(|slice| slice.len()).sum();
+        self.poll_io(cx, Interest::READABLE, |socket| {
+            let n = readv(socket, into)?;
+            // Edge-triggered epoll reports what comes after this (epoll(7)), so a short
+            // read needs no second one to find the socket empty.
+            Ok((n, n == 0 || n == room))
+        })
+    }
+
+    /// Calls `io` when the socket is ready, until it does not block. It says whether
+    /// the socket may have more, too.
+    fn poll_io(
+        &self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        mut io: impl FnMut(BorrowedFd<'_>) -> nix::Result<(usize, bool)>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if interest.is_readable() {
+                ready!(self.stream.poll_read_ready(cx))?;
+            } else {
+                ready!(self.stream.poll_write_ready(cx))?;
+            }
+            let mut done = None;
+            let result = self.stream.try_io(interest, || match io(self.stream.as_fd()) {
+                Ok((n, true)) => Ok(n),
+                Ok((n, false)) => {
+                    done = Some(n);
+                    // How the reactor is told that the socket is no longer ready.
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                Err(e) => Err(e.into()),
+            });
+            return Poll::Ready(match (result, done) {
+                (Ok(n), _) | (Err(_), Some(n)) => Ok(n),
+                (Err(e), None) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                (Err(e), None) if e.kind() == io::ErrorKind::Interrupted => continue,
+                (Err(e), None) => Err(e),
+            });
+        }
+    }
+
+    fn give_back(&mut self, into: &mut [IoSliceMut<'_>]) -> usize {
+        let mut given = 0;
+        for slice in into {
+            let rest = self.unread.get(given..).unwrap_or_default();
+            let n = rest.len().min(slice.len());
+            if let (Some(to), Some(from)) = (slice.get_mut(..n), rest.get(..n)) {
+                to.copy_from_slice(from);
+            }
+            given += n;
+        }
+        self.unread.drain(..given);
+        if self.unread.is_empty() {
+            self.unread = Vec::new();
+        }
+        given
+    }
+
+    /// Writes as much of `from` as the socket takes.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_send(&self, cx: &mut Context<'_>, from: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.poll_io(cx, Interest::WRITABLE, |socket| match writev(socket, from) {
+            Ok(0) => Err(Errno::EPIPE),
+            done => done.map(|n| (n, true)),
+        })
+    }
+
+    /// Moves up to `len` bytes from the socket into an *empty* pipe (splice(2)). With
+    /// anything in the pipe, "would block" could as well mean that the pipe is full.
+    /// 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_splice_to(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: BorrowedFd<'_>,
+        len: usize,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_io(cx, Interest::READABLE, |socket| {
+            splice(socket, None, pipe, None, len, SPLICE).map(|n| (n, true))
+        })
+    }
+
+    /// Moves up to `len` bytes, which the pipe holds, into the socket.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_splice_from(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: BorrowedFd<'_>,
+        len: usize,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_io(cx, Interest::WRITABLE, |socket| {
+            splice(pipe, None, socket, None, len, SPLICE).map(|n| (n, true))
+        })
+    }
+
+    /// Ends our half of the stream: the peer sees its end.
+    ///
+    /// # Errors
+    /// The socket's; a peer that has gone already is no error.
+    pub fn finish(&self) -> io::Result<()> {
+        match SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write) {
+            Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        }
+    }
 }
+
+/// Never `MORE`: the last piece would wait for a successor that does not come.
+const SPLICE: SpliceFFlags = SpliceFFlags::SPLICE_F_MOVE.union(SpliceFFlags::SPLICE_F_NONBLOCK);
 
 impl Drop for Leg {
     fn drop(&mut self) {
@@ -67,10 +216,19 @@ impl Drop for Leg {
     }
 }
 
-/// Sets the options of every leg. Kept apart from [`Leg`] so that a test can read
-/// them back from any socket.
-fn set_options(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let socket = SockRef::from(&fd);
+/// Sets the options of every leg: no delay for small messages, and keepalive. What a
+/// listener has, the sockets that it accepts inherit (tcp(7)), so that accepting costs
+/// no call for each.
+///
+/// There is no `TCP_USER_TIMEOUT` on purpose: the kernel applies it to a peer that is
+/// alive and keeps its window closed too, so a reader that pauses for longer than the
+/// timeout (a pager, a debugger, a busy consumer) would be reset, which it is not
+/// without a proxy.
+///
+/// # Errors
+/// The socket's: it is already gone.
+pub fn set_options(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
@@ -80,55 +238,34 @@ fn set_options(fd: BorrowedFd<'_>) -> io::Result<()> {
     )
 }
 
-/// What the relay needs of a side beyond bytes: the leg underneath.
-pub trait LegIo: AsyncRead + AsyncWrite + Unpin {
-    /// The socket underneath whatever wraps it.
-    fn leg_mut(&mut self) -> &mut Leg;
-}
-
-impl LegIo for Leg {
-    fn leg_mut(&mut self) -> &mut Leg {
-        self
-    }
-}
-
 impl AsyncRead for Leg {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let into = &mut [IoSliceMut::new(buf.initialize_unfilled())];
+        let n = ready!(self.poll_recv(cx, into))?;
+        buf.advance(n);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Leg {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
+        self.poll_send(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.finish())
     }
 }
 
@@ -136,12 +273,15 @@ impl AsyncWrite for Leg {
 mod tests {
     use super::*;
     use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     async fn pair() -> (Leg, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        set_options(&listener).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (Leg::new(listener.accept().await.unwrap().0).unwrap(), client)
+        let accepted = listener.accept().await.unwrap().0;
+        (Leg::new(accepted), client)
     }
 
     #[tokio::test]
@@ -167,5 +307,20 @@ mod tests {
         leg.end_cleanly();
         drop(leg);
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_put_back_comes_first_whatever_the_size_of_the_reads() {
+        let (mut leg, mut client) = pair().await;
+        client.write_all(b"world").await.unwrap();
+        client.shutdown().await.unwrap();
+        leg.put_back(b"hello ".to_vec());
+        let (mut one, mut other) = ([0; 2], [0; 2]);
+        let into = &mut [IoSliceMut::new(&mut one), IoSliceMut::new(&mut other)];
+        let n = std::future::poll_fn(|cx| leg.poll_recv(cx, into)).await.unwrap();
+        assert_eq!((n, &one, &other), (4, b"he", b"ll"));
+        let mut rest = Vec::new();
+        leg.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"o world");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::leg::set_options;
 use super::{ClientAddr, canonical};
 
 /// Connections that the kernel holds for us before we accept them.
@@ -42,6 +43,7 @@ fn listen(addr: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
+    set_options(&socket)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -4,15 +4,13 @@
 mod leg;
 mod listen;
 mod original_dst;
-mod prefixed;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-pub use leg::{Leg, LegIo};
+pub use leg::{Leg, set_options};
 pub use listen::{Acceptor, bind, bind_shared, is_absent_family};
 pub use original_dst::{OriginalDstError, original_dst};
-pub use prefixed::Prefixed;
 
 /// Source address of connections that the inbound proxy opens to the app: the
 /// redirect rules let it pass, so that it is not captured again.

@@ -57,6 +57,16 @@ const HANDSHAKE_SECONDS: MetricInfo = info(
     &["direction"],
     "Duration of TLS handshakes that succeeded.",
 );
+const TUNNEL_STREAMS: MetricInfo = info(
+    "pillion_tunnel_streams_total",
+    &["reused"],
+    "Outbound app connections through a tunnel; reused is true when it was there already.",
+);
+const TUNNELS_IDLE: MetricInfo = info(
+    "pillion_tunnels_idle",
+    &[],
+    "Tunnels without an app connection, to servers and from clients.",
+);
 const DECISIONS: MetricInfo = info(
     "pillion_authz_decisions_total",
     &["direction", "decision", "mode", "rule"],
@@ -106,6 +116,8 @@ pub const METRICS: &[MetricInfo] = &[
     BYTES,
     HANDSHAKES,
     HANDSHAKE_SECONDS,
+    TUNNEL_STREAMS,
+    TUNNELS_IDLE,
     DECISIONS,
     TERMINATED,
     CONNECT_FAILURES,
@@ -131,6 +143,9 @@ pub struct Metrics {
     bytes: IntCounterVec,
     handshakes: IntCounterVec,
     handshake_seconds: HistogramVec,
+    tunnel_streams: IntCounterVec,
+    /// Tunnels without an app connection.
+    pub tunnels_idle: IntGauge,
     decisions: IntCounterVec,
     terminated: IntCounterVec,
     connect_failures: IntCounterVec,
@@ -175,6 +190,8 @@ impl Metrics {
             decisions: counters(r, &DECISIONS)?,
             terminated: counters(r, &TERMINATED)?,
             connect_failures: counters(r, &CONNECT_FAILURES)?,
+            tunnel_streams: counters(r, &TUNNEL_STREAMS)?,
+            tunnels_idle: gauge(r, &TUNNELS_IDLE)?,
             self_calls: counter(r, &SELF_CALLS)?,
             accept_errors: counters(r, &ACCEPT_ERRORS)?,
             certificate_expiry: gauges(r, &CERT_EXPIRY)?,
@@ -219,6 +236,12 @@ impl Metrics {
     /// How long a successful handshake took, in seconds.
     pub fn handshake_seconds(&self, direction: Direction, seconds: f64) {
         self.handshake_seconds.with_label_values(&[direction.label()]).observe(seconds);
+    }
+
+    /// Counts an app connection that goes through a tunnel.
+    pub fn tunnel_stream(&self, reused: bool) {
+        let reused = if reused { "true" } else { "false" };
+        self.tunnel_streams.with_label_values(&[reused]).inc();
     }
 
     /// A verdict; `mode` is `enforce` or `audit`.
@@ -335,6 +358,7 @@ mod tests {
         m.byte_counters(Direction::Outbound).to_app.inc();
         m.handshake(Direction::Inbound, "ok");
         m.handshake_seconds(Direction::Inbound, 0.001);
+        m.tunnel_stream(true);
         m.decision(Direction::Inbound, true, "enforce", "default");
         m.terminated("default");
         m.connect_failure(Direction::Outbound, CloseReason::ConnectRefused);

@@ -1,6 +1,8 @@
 //! Why a connection ended: the only source of the metric label, the log field
 //! and the table in the documentation.
 
+use crate::tunnel::Reason;
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
         /// Why a connection ended.
@@ -37,7 +39,9 @@ reasons! {
     PeerTimeout = "peer_timeout",
     /// A TLS record was bad after the handshake.
     TlsError = "tls_error",
-    /// The TLS peer sent a fatal alert after the handshake: it does not accept our certificate; `detail` has the alert.
+    /// A peer broke the rules of the tunnel; `detail` says which.
+    TunnelError = "tunnel_error",
+    /// The TLS peer sent a fatal alert after the handshake, or its proxy refused the stream; `detail` has the alert or the reason.
     RefusedByPeer = "refused_by_peer",
     /// Another error of a socket.
     IoError = "io_error",
@@ -93,6 +97,27 @@ impl CloseReason {
     /// Whether the connection was served to its end as the two apps wanted.
     pub fn is_clean(self) -> bool {
         matches!(self, Self::Closed)
+    }
+
+    /// What the peer's proxy is told when a stream in a tunnel ends so.
+    pub fn to_peer(self) -> Reason {
+        match self {
+            Self::Denied | Self::PlaintextRefused | Self::WrongIdentity => Reason::Denied,
+            Self::CertificateRefused => Reason::CertificateRefused,
+            Self::NoPolicy | Self::NoCertificate | Self::NameUnresolved => Reason::NotReady,
+            Self::ConnectRefused => Reason::ConnectRefused,
+            Self::ConnectTimeout => Reason::ConnectTimeout,
+            Self::ConnectUnreachable => Reason::ConnectUnreachable,
+            Self::ConnectFailed | Self::NoLocalPort | Self::NoOriginalDst => Reason::ConnectFailed,
+            Self::PeerReset | Self::Truncated => Reason::PeerReset,
+            Self::PeerTimeout => Reason::PeerTimeout,
+            Self::HalfCloseTimeout => Reason::HalfCloseTimeout,
+            Self::PolicyChanged => Reason::PolicyChanged,
+            Self::ConnectionLimit => Reason::ConnectionLimit,
+            Self::Shutdown => Reason::Shutdown,
+            Self::TunnelError | Self::TlsError => Reason::ProtocolError,
+            _ => Reason::Other,
+        }
     }
 }
 

@@ -5,71 +5,106 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pillion_certs::generation::TlsGeneration;
+use pillion_certs::verify::VerifiedPeer;
+use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncReadExt;
 
 use crate::detect::{self, Hello, MAX_HELLO};
 use crate::dial::dial;
-use crate::live::{Conn, Registry, Shared, Tls};
-use crate::net::{self, Leg, LegIo, OriginalDst, Prefixed};
+use crate::lane::Lane;
+use crate::live::{Conn, Guard, Shared, Tls};
+use crate::net::{self, Leg, OriginalDst};
 use crate::policy::{AppAddress, InboundConn, Mode, Policy};
 use crate::probe;
-use crate::relay::{Ended, Limits, relay};
+use crate::relay::{self, Ended, Limits};
 use crate::telemetry::{CloseReason, Direction};
-use crate::tls::{self, MESH_PROTOCOLS, ServerStream};
+use crate::tls::{self, MESH_PROTOCOLS};
+use crate::tunnel::Role;
+use crate::wire::Wire;
 
-/// Serves a redirected connection to its end, and says why it ended.
-pub async fn serve(
-    shared: &Shared,
-    registry: &Rc<Registry>,
-    conn: &Rc<Conn>,
-    leg: Leg,
+mod streams;
+
+/// Serves a redirected connection to its end.
+pub async fn serve(lane: &Rc<Lane>, guard: Guard, leg: Leg) {
+    let conn = Rc::clone(&guard.conn);
+    let reason = match Box::pin(conn.unless_stopped(identify(lane, &conn, leg))).await {
+        Err(reason) => reason,
+        Ok((dst, Downstream::Tls(wire, made))) if wire.tunnel().is_some() => {
+            return Box::pin(streams::serve(lane, guard, wire, made, dst)).await;
+        }
+        Ok((dst, downstream)) => serve_one(lane, &conn, dst, downstream).await,
+    };
+    guard.end(reason);
+}
+
+/// Serves a client whose connection is one of the app's.
+async fn serve_one(
+    lane: &Lane,
+    conn: &Conn,
+    dst: OriginalDst,
+    downstream: Downstream,
 ) -> CloseReason {
-    let admitted = conn.unless_stopped(admit(shared, registry, conn, leg)).await;
-    let ended = match admitted {
+    let admitted = Box::pin(conn.unless_stopped(admit(lane, conn, dst, &downstream))).await;
+    let mut app = match admitted {
         Err(reason) => return reason,
-        Ok((Downstream::Tls(mut client), mut app)) => {
-            run(shared, conn, &mut *client, &mut app).await
+        Ok(app) => app,
+    };
+    let limits = limits(lane, conn);
+    let ended = match downstream {
+        Downstream::Tls(mut wire, _) => {
+            relay::secure(&mut app, &mut wire, limits, conn.stopped()).await
         }
-        Ok((Downstream::Plain(mut client), mut app)) => {
-            run(shared, conn, &mut client, &mut app).await
+        Downstream::Plain(mut client) => {
+            let limits = Limits { up: limits.down, down: limits.up, ..limits };
+            let own = (&lane.buffers, &lane.pipes);
+            relay::plain(&mut client, &mut app, limits, own, conn.stopped()).await
         }
-        Ok((Downstream::Probe(mut client, request), mut app)) => {
+        Downstream::Probe(mut client, request) => {
             return conn
                 .unless_stopped(probe::forward(&mut client, &request, &mut app, conn))
                 .await
                 .unwrap_or_else(|reason| reason);
         }
     };
+    ended_with(conn, ended)
+}
+
+fn ended_with(conn: &Conn, ended: Ended) -> CloseReason {
     if let Some(detail) = ended.detail {
         conn.set_detail(detail);
     }
     ended.reason
 }
 
-async fn run(shared: &Shared, conn: &Conn, client: &mut impl LegIo, app: &mut Leg) -> Ended {
-    let limits = Limits {
-        up: &conn.to_app,
-        down: &conn.from_app,
-        half_close: shared.config.timeouts.half_close,
-    };
-    relay(client, app, limits, conn.stopped()).await
+/// Counts up from the app.
+fn limits<'a>(lane: &Lane, conn: &'a Conn) -> Limits<'a> {
+    let half_close = lane.shared.config.timeouts.half_close;
+    Limits { up: &conn.from_app, down: &conn.to_app, half_close }
 }
 
-/// The client's side, once it may talk to the app.
+/// The client's side, once it is known what it speaks.
 enum Downstream {
-    Tls(Box<ServerStream>),
-    Plain(Prefixed),
+    Tls(Box<Wire>, Box<Identified>),
+    Plain(Leg),
     /// A plaintext health probe on a strict port, with its one request.
-    Probe(Prefixed, probe::Request),
+    Probe(Leg, probe::Request),
 }
 
-/// Everything up to the first byte to the app.
-async fn admit(
-    shared: &Shared,
-    registry: &Rc<Registry>,
+/// What the handshake found out about the client.
+struct Identified {
+    peer: VerifiedPeer,
+    /// Its certificates, to check them again when ours have changed.
+    chain: Vec<CertificateDer<'static>>,
+    generation: Arc<TlsGeneration>,
+}
+
+/// Everything up to knowing who the client is.
+async fn identify(
+    lane: &Rc<Lane>,
     conn: &Rc<Conn>,
     leg: Leg,
-) -> Result<(Downstream, Leg), CloseReason> {
+) -> Result<(OriginalDst, Downstream), CloseReason> {
+    let shared = &lane.shared;
     let dst = net::original_dst(leg.stream()).map_err(|e| {
         conn.set_detail(e.to_string());
         CloseReason::NoOriginalDst
@@ -84,19 +119,28 @@ async fn admit(
 
     let port = dst.0.port();
     let downstream = match policy.inbound_mode(port) {
-        Mode::Disable => Downstream::Plain(Prefixed::new(Vec::new(), leg)),
-        Mode::Strict => strict(shared, registry, conn, leg, &policy, port).await?,
-        Mode::Permissive => permissive(shared, registry, conn, leg, &policy, port).await?,
+        Mode::Disable => Downstream::Plain(leg),
+        Mode::Strict => strict(lane, conn, leg, &policy, port).await?,
+        Mode::Permissive => permissive(lane, conn, leg, &policy, port).await?,
     };
-    if !matches!(downstream, Downstream::Tls(_)) {
+    if !matches!(downstream, Downstream::Tls(..)) {
         conn.set_tls(Tls::Plaintext);
     }
-    match &downstream {
-        Downstream::Probe(_, request) => judge_probe(shared, conn, dst, request)?,
-        _ => judge(shared, conn, dst)?,
+    Ok((dst, downstream))
+}
+
+/// The verdict, and the connection to the app.
+async fn admit(
+    lane: &Lane,
+    conn: &Conn,
+    dst: OriginalDst,
+    downstream: &Downstream,
+) -> Result<Leg, CloseReason> {
+    match downstream {
+        Downstream::Probe(_, request) => judge_probe(&lane.shared, conn, dst, request)?,
+        _ => judge(&lane.shared, conn, dst)?,
     }
-    let app = connect_app(shared, conn, dst).await?;
-    Ok((downstream, app))
+    connect_app(&lane.shared, conn, dst).await
 }
 
 /// A source that no identity could save is refused before any work is done for it.
@@ -158,30 +202,28 @@ fn judge(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<(), CloseReas
 
 /// A strict port: mTLS, or a health probe that the policy lists.
 async fn strict(
-    shared: &Shared,
-    registry: &Rc<Registry>,
+    lane: &Rc<Lane>,
     conn: &Rc<Conn>,
     mut leg: Leg,
     policy: &Policy,
     port: u16,
 ) -> Result<Downstream, CloseReason> {
-    let slot = registry.begin_handshake(conn);
+    let slot = lane.registry.begin_handshake(conn);
     let work = async {
         let (mut seen, hello) = first_bytes(&mut leg).await?;
         let mesh = match hello {
             Hello::Tls { mesh } => mesh,
             Hello::NotTls | Hello::Incomplete => {
                 let request = read_probe(&mut leg, &mut seen, policy, port).await;
-                let io = Prefixed::new(seen, leg);
                 return match request {
-                    Some(request) => Ok(Downstream::Probe(io, request)),
-                    None => Err(refuse_plaintext(shared, conn, io).await),
+                    Some(request) => Ok(Downstream::Probe(leg, request)),
+                    None => Err(refuse_plaintext(&lane.shared, conn, leg, seen).await),
                 };
             }
         };
-        terminate(shared, conn, Prefixed::new(seen, leg), mesh).await
+        terminate(lane, conn, leg, seen, mesh).await
     };
-    let done = in_time(shared, work).await;
+    let done = in_time(&lane.shared, work).await;
     drop(slot);
     done
 }
@@ -189,14 +231,13 @@ async fn strict(
 /// A permissive port: the mesh's own TLS is terminated, everything else belongs
 /// to the app and is passed on byte for byte.
 async fn permissive(
-    shared: &Shared,
-    registry: &Rc<Registry>,
+    lane: &Rc<Lane>,
     conn: &Rc<Conn>,
     mut leg: Leg,
     policy: &Policy,
     port: u16,
 ) -> Result<Downstream, CloseReason> {
-    let timeouts = &shared.config.timeouts;
+    let timeouts = &lane.shared.config.timeouts;
     let detect = async {
         let (mut seen, hello) = first_bytes(&mut leg).await?;
         let probe = match hello {
@@ -208,15 +249,15 @@ async fn permissive(
     let (seen, hello, probe) = tokio::time::timeout(timeouts.detect, detect)
         .await
         .map_err(|_| CloseReason::DetectTimeout)??;
-    let io = Prefixed::new(seen, leg);
     if let Some(request) = probe {
-        return Ok(Downstream::Probe(io, request));
+        return Ok(Downstream::Probe(leg, request));
     }
     if hello != (Hello::Tls { mesh: true }) {
-        return Ok(Downstream::Plain(io));
+        leg.put_back(seen);
+        return Ok(Downstream::Plain(leg));
     }
-    let _slot = registry.begin_handshake(conn);
-    in_time(shared, terminate(shared, conn, io, true)).await
+    let _slot = lane.registry.begin_handshake(conn);
+    in_time(&lane.shared, terminate(lane, conn, leg, seen, true)).await
 }
 
 /// One total deadline for all of a handshake.
@@ -255,21 +296,27 @@ async fn first_bytes(leg: &mut Leg) -> Result<(Vec<u8>, Hello), CloseReason> {
 }
 
 async fn terminate(
-    shared: &Shared,
+    lane: &Lane,
     conn: &Conn,
-    io: Prefixed,
+    mut leg: Leg,
+    seen: Vec<u8>,
     mesh: bool,
 ) -> Result<Downstream, CloseReason> {
+    let shared = &lane.shared;
     let generation: Arc<TlsGeneration> =
         shared.published.usable_tls().ok_or(CloseReason::NoCertificate)?;
     let started = Instant::now();
-    match tls::accept(io, mesh, &generation).await {
-        Ok((stream, peer)) => {
+    let engine = shared.config.tls_engine;
+    match tls::accept(&mut leg, seen, mesh, &generation, engine).await {
+        Ok(mut made) => {
             shared.metrics.handshake(Direction::Inbound, "ok");
             shared.metrics.handshake_seconds(Direction::Inbound, started.elapsed().as_secs_f64());
             conn.set_tls(Tls::Mtls);
-            conn.set_peer(peer);
-            Ok(Downstream::Tls(Box::new(stream)))
+            conn.set_peer(made.peer.clone());
+            let chain = std::mem::take(&mut made.chain);
+            let identified = Identified { peer: made.peer.clone(), chain, generation };
+            let wire = Wire::new(leg, made, Role::Server, &lane.buffers);
+            Ok(Downstream::Tls(Box::new(wire), Box::new(identified)))
         }
         Err(e) => {
             shared.metrics.handshake(Direction::Inbound, e.label());
@@ -280,9 +327,15 @@ async fn terminate(
 }
 
 /// Lets TLS answer what is no TLS: the client gets an alert and a close.
-async fn refuse_plaintext(shared: &Shared, conn: &Conn, io: Prefixed) -> CloseReason {
+async fn refuse_plaintext(
+    shared: &Shared,
+    conn: &Conn,
+    mut leg: Leg,
+    seen: Vec<u8>,
+) -> CloseReason {
+    let engine = shared.config.tls_engine;
     if let Some(generation) = shared.published.usable_tls()
-        && let Err(e) = tls::accept(io, false, &generation).await
+        && let Err(e) = tls::accept(&mut leg, seen, false, &generation, engine).await
     {
         conn.set_detail(e.to_string());
     }

@@ -1,0 +1,181 @@
+//! A worker's buffers: borrowed while bytes are in flight, and given back.
+//!
+//! An idle connection holds none. There are two sizes: one TLS record for
+//! messages, and sixteen for bulk, of which a worker lends a limited number at
+//! once, so that a thousand stalled readers cost a thousand small buffers.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// The largest plaintext of a TLS record (RFC 8446, 5.1).
+pub const MAX_PLAINTEXT: usize = 1 << 14;
+/// The header of a TLS record.
+pub const RECORD_HEADER: usize = 5;
+/// What a record that we seal adds behind its plaintext: content type and AEAD tag.
+pub const RECORD_TRAILER: usize = 1 + 16;
+/// A full record as we seal it.
+pub const RECORD: usize = RECORD_HEADER + MAX_PLAINTEXT + RECORD_TRAILER;
+/// The largest record that a peer may send (RFC 8446, 5.2: 256 bytes of expansion).
+pub const MAX_RECORD: usize = RECORD_HEADER + MAX_PLAINTEXT + 256;
+
+/// Holds any one record.
+pub const SMALL: usize = MAX_RECORD;
+/// Records that a large buffer holds.
+pub const RUN: usize = 16;
+/// Holds [`RUN`] records.
+pub const LARGE: usize = RUN * RECORD;
+
+/// Free buffers that are kept for the next borrower; the rest goes back to the allocator.
+const KEPT_SMALL: usize = 32;
+const KEPT_LARGE: usize = 4;
+/// Large buffers lent at once: 32 MiB a worker.
+const MAX_LARGE: usize = 128;
+
+/// Which size is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Size {
+    /// One record.
+    #[default]
+    Small,
+    /// [`RUN`] records, or a small one when too many are lent.
+    Large,
+}
+
+impl Size {
+    /// What the next buffer should be after `n` bytes came into one of this size without
+    /// filling it: messages go back to small ones.
+    #[must_use]
+    pub fn fitting(n: usize, now: Self) -> Self {
+        if n < MAX_PLAINTEXT { Self::Small } else { now }
+    }
+}
+
+/// The buffers of one worker.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    small: RefCell<Vec<Memory>>,
+    large: RefCell<Vec<Memory>>,
+    large_lent: Cell<usize>,
+}
+
+impl Buffers {
+    /// No buffer yet; they are made when they are wanted.
+    pub fn new() -> Rc<Self> {
+        Rc::default()
+    }
+
+    /// Lends a buffer of at least the size of one record. Its content is whatever the
+    /// last borrower left.
+    pub fn lend(self: &Rc<Self>, size: Size) -> Buffer {
+        let large = size == Size::Large && self.large_lent.get() < MAX_LARGE;
+        let (shelf, len) = if large { (&self.large, LARGE) } else { (&self.small, SMALL) };
+        let memory = shelf.borrow_mut().pop();
+        let memory = memory.unwrap_or_else(|| Memory::new(len));
+        if large {
+            self.large_lent.set(self.large_lent.get() + 1);
+        }
+        Buffer { memory, home: Rc::clone(self) }
+    }
+
+    fn take_back(&self, mut memory: Memory) {
+        memory.pieces.clear();
+        let (shelf, keep) = if memory.bytes.len() == LARGE {
+            self.large_lent.set(self.large_lent.get().saturating_sub(1));
+            (&self.large, KEPT_LARGE)
+        } else {
+            (&self.small, KEPT_SMALL)
+        };
+        let mut shelf = shelf.borrow_mut();
+        if shelf.len() < keep {
+            shelf.push(memory);
+        }
+    }
+}
+
+/// The bytes, and a list of places in them, which is kept with them so that a
+/// connection without bytes in flight has no list either.
+#[derive(Debug, Default)]
+struct Memory {
+    bytes: Box<[u8]>,
+    pieces: Vec<Range<usize>>,
+}
+
+impl Memory {
+    fn new(len: usize) -> Self {
+        Self { bytes: vec![0; len].into_boxed_slice(), pieces: Vec::new() }
+    }
+}
+
+/// A borrowed buffer; dropping it gives it back.
+#[derive(Debug)]
+pub struct Buffer {
+    memory: Memory,
+    home: Rc<Buffers>,
+}
+
+impl Buffer {
+    /// Which size this is.
+    pub fn size(&self) -> Size {
+        if self.len() == LARGE { Size::Large } else { Size::Small }
+    }
+
+    /// The borrower's list of places in the buffer; empty at first.
+    pub fn pieces(&mut self) -> &mut Vec<Range<usize>> {
+        &mut self.memory.pieces
+    }
+
+    /// The bytes and the list, both.
+    pub fn parts(&self) -> (&[u8], &[Range<usize>]) {
+        (&self.memory.bytes, &self.memory.pieces)
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory.bytes
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.home.take_back(std::mem::take(&mut self.memory));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_come_back_and_are_lent_again() {
+        let buffers = Buffers::new();
+        let mut one = buffers.lend(Size::Small);
+        one[0] = 7;
+        drop(one);
+        assert_eq!(buffers.lend(Size::Small)[0], 7, "the same one");
+        assert_eq!(buffers.small.borrow().len(), 1);
+        drop(buffers.lend(Size::Large));
+        assert_eq!(buffers.large.borrow().len(), 1);
+        assert_eq!(buffers.large_lent.get(), 0);
+    }
+
+    #[test]
+    fn large_ones_are_limited_and_few_are_kept() {
+        let buffers = Buffers::new();
+        let lent: Vec<_> = (0..MAX_LARGE).map(|_| buffers.lend(Size::Large)).collect();
+        assert!(lent.iter().all(|b| b.size() == Size::Large));
+        assert_eq!(buffers.lend(Size::Large).len(), SMALL);
+        drop(lent);
+        assert_eq!(buffers.large.borrow().len(), KEPT_LARGE);
+        assert_eq!(buffers.lend(Size::Large).len(), LARGE);
+    }
+}

@@ -1,0 +1,171 @@
+//! The story of one inbound tunnel: one app connection after another.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::UnixTime;
+
+use crate::lane::{Held, Lane};
+use crate::live::{Conn, Guard, Tls};
+use crate::net::{ClientAddr, OriginalDst};
+use crate::relay;
+use crate::telemetry::{CloseReason, Direction};
+use crate::tunnel;
+use crate::wire::{self, Received, Wire};
+
+use super::{Identified, connect_app, ended_with, judge, limits};
+
+/// How long a client's tunnel may be idle; longer than a client of ours keeps one, so
+/// that it is the client that ends it.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a client that was told to go away may take to see it.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Serves the tunnel until either side gives it up. `guard` is of the connection that
+/// the handshake was made for, and so of the first stream; each further stream is a
+/// connection of its own in the log, the metrics and the policy's eyes.
+pub(super) async fn serve(
+    lane: &Rc<Lane>,
+    guard: Guard,
+    mut wire: Box<Wire>,
+    mut client: Box<Identified>,
+    dst: OriginalDst,
+) {
+    let source = guard.conn.source;
+    let mut guard = Some(guard);
+    loop {
+        let opened = match &guard {
+            Some(guard) => guard.conn.unless_stopped(next_open(lane, &mut wire)).await,
+            None => {
+                let _held = Held::new(&lane.shared);
+                next_open(lane, &mut wire).await
+            }
+        };
+        match opened {
+            Ok(()) => {}
+            Err(CloseReason::Closed) => {
+                wire.close();
+                if let Some(guard) = guard {
+                    guard.end(CloseReason::Closed);
+                }
+                return;
+            }
+            Err(reason) => {
+                // What goes wrong between two streams has a line of its own.
+                let guard = guard.unwrap_or_else(|| begin(lane, source, dst, &client));
+                wire.abort(reason.to_peer());
+                return guard.end(reason);
+            }
+        }
+        let stream = guard.take().unwrap_or_else(|| begin(lane, source, dst, &client));
+        let reason = serve_stream(lane, &stream.conn, &mut wire, &mut client, dst).await;
+        // A RESET behind our FIN could meet the client's next OPEN on the way.
+        if reason != CloseReason::Closed && !relay::hear_out(&mut wire).await {
+            wire.abort(reason.to_peer());
+            return stream.end(reason);
+        }
+        stream.end(reason);
+        if !wire.tunnel().is_some_and(|t| t.is_reusable() || t.may_be_opened()) {
+            return wire.close();
+        }
+    }
+}
+
+/// Registers a stream behind the first.
+fn begin(lane: &Lane, source: ClientAddr, dst: OriginalDst, client: &Identified) -> Guard {
+    let guard = lane.registry.register(Direction::Inbound, source);
+    guard.conn.set_destination(dst);
+    guard.conn.set_tls(Tls::Mtls);
+    guard.conn.set_peer(client.peer.clone());
+    guard
+}
+
+/// One stream, judged anew: by the policy, the bundles and the clock of this moment.
+async fn serve_stream(
+    lane: &Lane,
+    conn: &Conn,
+    wire: &mut Wire,
+    client: &mut Identified,
+    dst: OriginalDst,
+) -> CloseReason {
+    let admitted = Box::pin(conn.unless_stopped(async {
+        still_trusted(lane, conn, client)?;
+        judge(&lane.shared, conn, dst)?;
+        connect_app(&lane.shared, conn, dst).await
+    }));
+    match admitted.await {
+        Err(reason) => reason,
+        Ok(mut app) => {
+            let limits = limits(lane, conn);
+            ended_with(conn, relay::secure(&mut app, wire, limits, conn.stopped()).await)
+        }
+    }
+}
+
+/// The client's certificates are checked again when ours have changed, and when they
+/// have expired since.
+fn still_trusted(lane: &Lane, conn: &Conn, client: &mut Identified) -> Result<(), CloseReason> {
+    let generation = lane.shared.published.usable_tls().ok_or(CloseReason::NoCertificate)?;
+    let unchanged = Arc::ptr_eq(&generation, &client.generation);
+    if unchanged && client.peer.is_valid_at(UnixTime::now()) {
+        return Ok(());
+    }
+    client.peer = generation.verified_peer(Some(&client.chain)).map_err(|refusal| {
+        conn.set_detail(format!("{}: {refusal}", refusal.label()));
+        CloseReason::CertificateRefused
+    })?;
+    client.generation = generation;
+    conn.set_peer(client.peer.clone());
+    Ok(())
+}
+
+/// Waits for the next OPEN. A tunnel that is idle for too long, or is given up by this
+/// side, says GOAWAY first; an OPEN that crosses that is still served.
+///
+/// # Errors
+/// [`CloseReason::Closed`] when the tunnel has ended as it should, else what went wrong.
+async fn next_open(lane: &Lane, wire: &mut Wire) -> Result<(), CloseReason> {
+    let mut retired = lane.retired();
+    let may_wait = wire.tunnel().is_some_and(tunnel::End::is_reusable);
+    if may_wait {
+        tokio::select! {
+            biased;
+            opened = opened(wire) => return opened,
+            () = tokio::time::sleep(IDLE) => {}
+            // It cannot fail while the lane is there.
+            _ = retired.changed() => {}
+        }
+        if wire.queue(&tunnel::goaway()).is_err() {
+            return Err(CloseReason::Closed);
+        }
+    }
+    let goes_away = async {
+        let flush = std::future::poll_fn(|cx| wire.poll_flush(cx, &mut 0));
+        flush.await.map_err(|_| CloseReason::Closed)?;
+        opened(wire).await
+    };
+    tokio::time::timeout(GRACE, goes_away).await.unwrap_or(Err(CloseReason::Closed))
+}
+
+/// Resolves with the next OPEN, or the tunnel's end.
+async fn opened(wire: &mut Wire) -> Result<(), CloseReason> {
+    loop {
+        match wire.receive() {
+            Ok(None) => {
+                let fill = std::future::poll_fn(|cx| wire.poll_fill(cx));
+                // A client that is gone has nothing more to say.
+                fill.await.map_err(|_| CloseReason::Closed)?;
+            }
+            Ok(Some(Received::Open(_))) => return Ok(()),
+            Ok(Some(Received::Closed)) => return Err(CloseReason::Closed),
+            Ok(Some(_)) => return Err(CloseReason::TunnelError),
+            Err(e) => {
+                return Err(match wire::classify(&e).0 {
+                    CloseReason::Truncated => CloseReason::Closed,
+                    reason => reason,
+                });
+            }
+        }
+    }
+}
