@@ -19,4 +19,5 @@ pub mod relay;
 pub mod run;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
 pub mod worker;

@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["inbound", "outbound"],
     &["probe", "relay"],
     &["tls"],
-    &["detect", "dial"],
+    &["detect", "dial", "tunnel"],
     &["live"],
     &["policy"],
     &["admin", "telemetry"],

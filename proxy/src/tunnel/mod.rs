@@ -1,0 +1,20 @@
+//! `pillion/1`: one app connection after another over one TLS connection.
+//!
+//! Everything here is without I/O and without a clock, and imports no other room,
+//! so that it can be fuzzed and tested alone. `docs/protocol.md` is the
+//! specification; `tests/protocol_docs.rs` holds the two together.
+
+mod end;
+mod frame;
+mod pool;
+#[cfg(test)]
+mod tests;
+
+pub use end::{Closed, Direction, End, Event, Role, Step, Violation};
+pub use frame::{
+    Frame, HEADER_LEN, Kind, MAX_DATA, MAX_RECORD, Reason, fin, goaway, header, open, raw, reset,
+};
+pub use pool::{Idle, Life, Limits, Pool};
+
+/// The protocol's name in ALPN (RFC 7301).
+pub const ALPN: &[u8] = b"pillion/1";
