@@ -271,7 +271,12 @@ impl End {
         if self.left > 0 {
             return Ok(Step { consumed: part.end, event });
         }
-        let whole = self.frame.take().and_then(|kind| self.complete(kind));
+        let Some(kind) = self.frame.take() else { return Ok(Step { consumed, event }) };
+        // What we sent since the header came may have changed the answer.
+        if kind == Kind::Open {
+            self.admit(kind)?;
+        }
+        let whole = self.complete(kind);
         self.filled = 0;
         Ok(Step { consumed: part.end, event: event.or(whole) })
     }
@@ -309,6 +314,7 @@ impl End {
             Kind::Open if self.role == Role::Client => Err(Violation::WrongRole(kind)),
             Kind::Open if !self.is_idle() => Err(Violation::StreamOpen),
             Kind::Open if self.was_raw => Err(Violation::AfterRaw(kind)),
+            Kind::Open if self.sending == Direction::Closed => Err(Violation::AfterClose(kind)),
             Kind::Open if self.goaway && !self.crossing => Err(Violation::AfterGoAway),
             Kind::GoAway if self.role == Role::Server => Err(Violation::WrongRole(kind)),
             Kind::Open | Kind::GoAway => Ok(()),

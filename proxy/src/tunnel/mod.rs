@@ -10,11 +10,21 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 pub use end::{Closed, Direction, End, Event, Role, Step, Violation};
 pub use frame::{
     Frame, HEADER_LEN, Kind, MAX_DATA, MAX_RECORD, Reason, fin, goaway, header, open, raw, reset,
 };
 pub use pool::{Idle, Life, Limits, Pool};
+
+/// How long a server keeps an idle tunnel before it says GOAWAY: longer than any
+/// client does, so that closing is the client's business.
+pub const SERVER_IDLE: Duration = Duration::from_secs(60);
+
+/// How long a server waits after GOAWAY for an OPEN that crossed it, or for the
+/// client to close.
+pub const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
 /// The protocol's name in ALPN (RFC 7301).
 pub const ALPN: &[u8] = b"pillion/1";

@@ -310,3 +310,15 @@ fn a_client_opens_nothing_on_a_closed_tunnel() {
     assert_eq!(end.sent(Kind::Open), Err(Violation::AfterClose(Kind::Open)));
     assert!(!end.is_reusable());
 }
+
+#[test]
+fn an_open_that_comes_after_our_close_is_not_served() {
+    for before in [0, 1, 4, 9] {
+        let frame = open();
+        let mut end = End::new(Role::Server);
+        all(&mut end, &[&frame[..before]]).unwrap();
+        end.sent_close().unwrap();
+        let result = all(&mut end, &[&frame[before..]]);
+        assert_eq!(result, Err(Violation::AfterClose(Kind::Open)), "{before} bytes before");
+    }
+}
