@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e bench-micro doc deny clean
+.PHONY: help setup build demo test lint unit e2e bench-micro doc deny fuzz clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,8 +35,11 @@ e2e: build ## pods in namespaces, real applications, with IPv6 and without; need
 	scripts/e2e
 	PILLION_TEST_IPV6=off PILLION_TEST_BULK_MIB=64 scripts/e2e
 
-bench-micro: ## criterion: what a verdict costs
+bench-micro: ## criterion: what a verdict costs, and a frame
 	cargo bench --locked -p pillion-benches
+
+fuzz: ## fuzz what parses a peer's bytes, each target for SECONDS=60
+	scripts/fuzz $(or $(SECONDS),60)
 
 clean: ## remove what was built, and pods that a killed run left behind
 	scripts/as-root scripts/sweep
