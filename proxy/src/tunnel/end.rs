@@ -104,7 +104,7 @@ pub enum Violation {
     /// A frame in a direction that has ended.
     #[error("{0} after FIN in the same direction")]
     AfterFin(Kind),
-    /// A frame in a raw direction, or OPEN on a tunnel that had one.
+    /// A frame in a raw direction.
     #[error("{0} after RAW; a raw direction ends with close_notify, and the tunnel with it")]
     AfterRaw(Kind),
     /// OPEN although GOAWAY was seen, or a second that crossed it.
@@ -141,8 +141,6 @@ pub struct End {
     goaway: bool,
     /// An OPEN may cross the GOAWAY that we sent.
     crossing: bool,
-    /// RAW has passed, in either direction.
-    was_raw: bool,
     /// We sent RESET.
     reset: bool,
     /// The peer sent RESET or broke a rule.
@@ -165,7 +163,6 @@ impl End {
             used: false,
             goaway: false,
             crossing: false,
-            was_raw: false,
             reset: false,
             over: false,
             broken: false,
@@ -192,7 +189,7 @@ impl End {
         matches!(self.receiving, Direction::Finished)
             && matches!(self.sending, Direction::Finished)
             && self.at_boundary()
-            && !(self.goaway || self.was_raw || self.is_over())
+            && !(self.goaway || self.is_over())
     }
 
     /// Whether a server may be sent an OPEN: also after its GOAWAY, by a client
@@ -202,7 +199,7 @@ impl End {
         matches!(self.role, Role::Server)
             && matches!(self.receiving, Direction::Finished)
             && matches!(self.sending, Direction::Finished)
-            && !(self.was_raw || self.is_over())
+            && !self.is_over()
             && (!self.goaway || self.crossing)
     }
 
@@ -218,13 +215,17 @@ impl End {
     }
 
     /// Takes the next of what the peer sent. Call it again with what was not
-    /// consumed.
+    /// consumed. After our RESET nothing that the peer sends means anything: it is
+    /// consumed without an event.
     ///
     /// # Errors
     /// The peer broke a rule. Whatever more it sends is one too.
     pub fn receive(&mut self, input: &[u8]) -> Result<Step, Violation> {
         if input.is_empty() {
             return Ok(Step { consumed: 0, event: None });
+        }
+        if self.reset {
+            return Ok(Step { consumed: input.len(), event: None });
         }
         if self.over {
             return Err(Violation::Over);
@@ -313,7 +314,6 @@ impl End {
         match kind {
             Kind::Open if self.role == Role::Client => Err(Violation::WrongRole(kind)),
             Kind::Open if !self.is_idle() => Err(Violation::StreamOpen),
-            Kind::Open if self.was_raw => Err(Violation::AfterRaw(kind)),
             Kind::Open if self.sending == Direction::Closed => Err(Violation::AfterClose(kind)),
             Kind::Open if self.goaway && !self.crossing => Err(Violation::AfterGoAway),
             Kind::GoAway if self.role == Role::Server => Err(Violation::WrongRole(kind)),
@@ -350,7 +350,7 @@ impl End {
                 Some(Event::GoAway)
             }
             Kind::Raw => {
-                (self.receiving, self.was_raw) = (Direction::Raw, true);
+                self.receiving = Direction::Raw;
                 Some(Event::Raw)
             }
         }
@@ -379,7 +379,6 @@ impl End {
         match kind {
             Kind::Open if self.role == Role::Server => return Err(Violation::WrongRole(kind)),
             Kind::Open if !self.is_idle() => return Err(Violation::StreamOpen),
-            Kind::Open if self.was_raw => return Err(Violation::AfterRaw(kind)),
             Kind::Open if self.goaway => return Err(Violation::AfterGoAway),
             Kind::Open if self.receiving == Direction::Closed => {
                 return Err(Violation::AfterClose(kind));
@@ -400,7 +399,7 @@ impl End {
                 within_stream(kind, self.sending, self.is_idle())?;
                 match kind {
                     Kind::Fin => self.sending = Direction::Finished,
-                    Kind::Raw => (self.sending, self.was_raw) = (Direction::Raw, true),
+                    Kind::Raw => self.sending = Direction::Raw,
                     _ => {}
                 }
             }
@@ -409,16 +408,15 @@ impl End {
     }
 
     /// Takes the peer's close_notify. An end of the TCP stream without one is
-    /// always a truncation and does not belong here.
+    /// always a truncation and does not belong here; nor does anything once the
+    /// tunnel [is over](Self::is_over).
     pub fn closed(&mut self) -> Closed {
         let meaning = match self.receiving {
             _ if !self.at_boundary() => Closed::Truncated,
             Direction::Raw => Closed::EndOfStream,
             Direction::Open => Closed::Truncated,
             // The peer owes a reader to a direction of ours that has frames.
-            Direction::Finished if self.sending == Direction::Open && !self.was_raw => {
-                Closed::Truncated
-            }
+            Direction::Finished if self.sending == Direction::Open => Closed::Truncated,
             Direction::Finished | Direction::Closed => Closed::Clean,
         };
         self.receiving = Direction::Closed;
@@ -437,7 +435,7 @@ impl End {
         }
         let early = match self.sending {
             Direction::Open => true,
-            Direction::Finished => self.receiving == Direction::Open && !self.was_raw,
+            Direction::Finished => self.receiving == Direction::Open,
             Direction::Raw | Direction::Closed => false,
         };
         if early {

@@ -66,6 +66,10 @@ impl World {
         let mut next = self.clone();
         let item = next.links[to].pop_front()?;
         let end = &mut next.ends[to];
+        if end.is_over() {
+            // It has ended the TCP connection, and hears nothing.
+            return Some(next);
+        }
         match item {
             Item::Frame(kind) => {
                 let bytes = bytes(kind);
