@@ -153,6 +153,7 @@ fn receive(end: &mut End, mut part: &[u8], role: Role) {
             assert!(end.is_over());
             return;
         };
+        assert!(!before.is_over() || step.event.is_none(), "{step:?} after the end");
         assert!((1..=part.len()).contains(&step.consumed), "{step:?}");
         match step.event {
             None => assert_eq!(before.receiving(), end.receiving()),
