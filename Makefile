@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e bench bench-full bench-syscalls bench-build bench-micro doc deny clean
+.PHONY: help setup build demo test lint unit e2e bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,8 +54,11 @@ bench-full: bench-build ## the same with all loads
 bench-syscalls: bench-build ## system calls a MB, a request and a connection, by strace
 	$(BENCH) syscalls $(BENCH_ZTUNNEL) $(BENCH_ARGS)
 
-bench-micro: ## criterion: what a verdict and a look at a ClientHello cost
+bench-micro: ## criterion: what a verdict, a look at a ClientHello and a frame cost
 	cargo bench --locked -p pillion-benches
+
+fuzz: ## fuzz what parses a peer's bytes, each target for SECONDS=60
+	scripts/fuzz $(or $(SECONDS),60)
 
 clean: ## remove what was built, and pods that a killed run left behind
 	scripts/as-root scripts/sweep
