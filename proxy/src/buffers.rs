@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 
 /// The largest plaintext of a TLS record (RFC 8446, 5.1).
 pub const MAX_PLAINTEXT: usize = 1 << 14;
@@ -57,6 +58,8 @@ pub struct Buffers {
     small: RefCell<Vec<Memory>>,
     large: RefCell<Vec<Memory>>,
     large_lent: Cell<usize>,
+    loans: Cell<u64>,
+    watcher: RefCell<Option<Waker>>,
 }
 
 impl Buffers {
@@ -68,6 +71,10 @@ impl Buffers {
     /// Lends a buffer of at least the size of one record. Its content is whatever the
     /// last borrower left.
     pub fn lend(self: &Rc<Self>, size: Size) -> Buffer {
+        self.loans.set(self.loans.get().wrapping_add(1));
+        if let Some(watcher) = self.watcher.take() {
+            watcher.wake();
+        }
         let large = size == Size::Large && self.large_lent.get() < MAX_LARGE;
         let (shelf, len) = if large { (&self.large, LARGE) } else { (&self.small, SMALL) };
         let memory = shelf.borrow_mut().pop();
@@ -76,6 +83,24 @@ impl Buffers {
             self.large_lent.set(self.large_lent.get() + 1);
         }
         Buffer { memory, home: Rc::clone(self) }
+    }
+
+    /// How many buffers were ever lent: it moves when bytes do.
+    pub fn loans(&self) -> u64 {
+        self.loans.get()
+    }
+
+    /// Resolves with [`Buffers::loans`] when the next buffer is lent. One task waits.
+    pub async fn next_loan(&self) -> u64 {
+        let now = self.loans();
+        std::future::poll_fn(|cx| {
+            if self.loans() != now {
+                return Poll::Ready(self.loans());
+            }
+            self.watcher.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
     }
 
     fn take_back(&self, mut memory: Memory) {

@@ -8,7 +8,9 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use crate::buffers::{Buffer, Buffers, MAX_PLAINTEXT, RECORD, RECORD_HEADER, RECORD_TRAILER, Size};
+use crate::buffers::{
+    Buffer, Buffers, MAX_PLAINTEXT, RECORD, RECORD_HEADER, RECORD_TRAILER, RUN, Size,
+};
 use crate::net::Leg;
 use crate::telemetry::CloseReason;
 use crate::tls::{self, Established, Found, Session};
@@ -396,15 +398,20 @@ impl Wire {
     /// The socket's.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>, sent: &mut usize) -> Poll<io::Result<()>> {
         loop {
-            let control = self.session.outgoing();
+            let control = &mut *self.session.outgoing();
             let out = &mut self.outbox;
             if out.buffer.is_none() && control.is_empty() {
                 return Poll::Ready(Ok(()));
             }
             let sealed = out.buffer.as_ref().and_then(|b| b.get(out.sealed.clone()));
             let (before, behind) = control.split_at(out.control_first.min(control.len()));
-            let slices = [before, sealed.unwrap_or_default(), behind].map(IoSlice::new);
-            let n = ready!(self.leg.poll_send(cx, &slices))?;
+            let sealed = sealed.unwrap_or_default();
+            let n = if control.is_empty() {
+                ready!(self.leg.poll_send(cx, &[IoSlice::new(sealed)]))?
+            } else {
+                let slices = [before, sealed, behind].map(IoSlice::new);
+                ready!(self.leg.poll_send(cx, &slices))?
+            };
             let first = n.min(before.len());
             let second = (n - first).min(out.sealed.len());
             let third = n - first - second;
@@ -495,14 +502,14 @@ impl Slots {
     /// The socket's.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>, leg: &mut Leg) -> Poll<io::Result<usize>> {
         let (head, payload) = (self.head, self.payload());
-        let mut slices = self.buffer.chunks_mut(RECORD).filter_map(|slot| {
+        let slots = self.buffer.len() / RECORD;
+        let mut slices = self.buffer.chunks_exact_mut(RECORD).filter_map(|slot| {
             let data = slot.get_mut(head..head + payload)?;
             Some(IoSliceMut::new(data))
         });
-        // The unused ones stay empty; readv(2) passes over them.
-        let mut into: [IoSliceMut<'_>; crate::buffers::RUN] =
+        let mut into: [IoSliceMut<'_>; RUN] =
             std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-        leg.poll_recv(cx, &mut into)
+        leg.poll_recv(cx, into.get_mut(..slots).unwrap_or_default())
     }
 
     /// How many bytes fit.

@@ -21,6 +21,7 @@ mod metrics;
 mod namespace;
 mod pair;
 mod pcap;
+pub mod peer;
 mod pod;
 pub mod policy;
 mod settings;

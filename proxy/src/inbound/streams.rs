@@ -36,10 +36,10 @@ pub(super) async fn serve(
     let mut guard = Some(guard);
     loop {
         let opened = match &guard {
-            Some(guard) => guard.conn.unless_stopped(next_open(lane, &mut wire)).await,
+            Some(guard) => Box::pin(guard.conn.unless_stopped(next_open(lane, &mut wire))).await,
             None => {
                 let _held = Held::new(&lane.shared);
-                next_open(lane, &mut wire).await
+                Box::pin(next_open(lane, &mut wire)).await
             }
         };
         match opened {
@@ -61,7 +61,7 @@ pub(super) async fn serve(
         let stream = guard.take().unwrap_or_else(|| begin(lane, source, dst, &client));
         let reason = serve_stream(lane, &stream.conn, &mut wire, &mut client, dst).await;
         // A RESET behind our FIN could meet the client's next OPEN on the way.
-        if reason != CloseReason::Closed && !relay::hear_out(&mut wire).await {
+        if reason != CloseReason::Closed && !Box::pin(relay::hear_out(&mut wire)).await {
             wire.abort(reason.to_peer());
             return stream.end(reason);
         }
@@ -111,7 +111,7 @@ fn still_trusted(lane: &Lane, conn: &Conn, client: &mut Identified) -> Result<()
     if unchanged && client.peer.is_valid_at(UnixTime::now()) {
         return Ok(());
     }
-    client.peer = generation.verified_peer(Some(&client.chain)).map_err(|refusal| {
+    client.peer = generation.verified_peer(Some(client.peer.chain())).map_err(|refusal| {
         conn.set_detail(format!("{}: {refusal}", refusal.label()));
         CloseReason::CertificateRefused
     })?;

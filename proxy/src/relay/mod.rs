@@ -181,7 +181,8 @@ async fn relay(
         }
         Err(reason) => {
             if reason == CloseReason::PolicyChanged {
-                let goodbye = tokio::time::timeout(GOODBYE, sides.say_goodbye());
+                // Boxed: it is rare, and must not make every connection larger.
+                let goodbye = Box::pin(tokio::time::timeout(GOODBYE, sides.say_goodbye()));
                 if matches!(goodbye.await, Ok(Ok(()))) {
                     sides.end_cleanly();
                 }
