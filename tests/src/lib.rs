@@ -42,4 +42,4 @@ pub use pod::{Pod, accept, untouched};
 pub use settings::{Settings, require_root};
 pub use sidecar::{CertificateSource, MeshOptions, Sidecar};
 pub use testbed::{Testbed, run, run_with};
-pub use wait::wait_until;
+pub use wait::{let_pass, wait_until};
