@@ -258,39 +258,42 @@ impl Wire {
             self.put_away();
             return Poll::Pending;
         }
+        let Some((leg, room)) = self.room() else { return Poll::Pending };
+        let size = room.len();
+        match leg.poll_recv(cx, &mut [IoSliceMut::new(room)]) {
+            Poll::Pending => {
+                self.put_away();
+                Poll::Pending
+            }
+            Poll::Ready(read) => Poll::Ready(read.map(|n| self.inbox.filled(n, size))),
+        }
+    }
+
+    /// The same without asking the reactor, after a write has failed.
+    ///
+    /// # Errors
+    /// The socket's; [`io::ErrorKind::WouldBlock`] when nothing is there.
+    pub fn fill_now(&mut self) -> io::Result<()> {
+        let Some((leg, room)) = self.room() else { return Ok(()) };
+        let size = room.len();
+        let n = leg.recv_now(room)?;
+        self.inbox.filled(n, size);
+        Ok(())
+    }
+
+    /// The leg, and room to read to behind what is not opened yet.
+    fn room(&mut self) -> Option<(&mut Leg, &mut [u8])> {
         let inbox = &mut self.inbox;
         inbox.spill = None;
-        let grown = inbox.buffer.as_ref().is_none_or(|b| b.size() != inbox.size);
-        if grown {
+        if inbox.buffer.as_ref().is_none_or(|b| b.size() != inbox.size) {
             let next = self.buffers.lend(inbox.size);
             inbox.move_to(next);
         } else if let Some(buffer) = &mut inbox.buffer {
             buffer.copy_within(inbox.sealed.clone(), 0);
         }
         inbox.sealed = 0..inbox.sealed.len();
-        let Some(buffer) = inbox.buffer.as_mut() else { return Poll::Pending };
-        let room = buffer.get_mut(inbox.sealed.end..).unwrap_or_default();
-        let size = room.len();
-        match self.leg.poll_recv(cx, &mut [IoSliceMut::new(room)]) {
-            Poll::Pending => {
-                self.put_away();
-                Poll::Pending
-            }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
-            Poll::Ready(Ok(n)) => {
-                inbox.ended = n == 0;
-                inbox.sealed.end += n;
-                let quiet = n < RECORD && inbox.sealed.len() < RECORD;
-                inbox.size = if n == size {
-                    Size::Large
-                } else if quiet {
-                    Size::Small
-                } else {
-                    inbox.size
-                };
-                Poll::Ready(Ok(()))
-            }
-        }
+        let room = inbox.buffer.as_mut()?.get_mut(inbox.sealed.end..)?;
+        Some((&mut self.leg, room))
     }
 
     /// Gives back what is not needed while nothing comes: all, or, for the part of a
@@ -455,6 +458,17 @@ impl Wire {
 }
 
 impl Inbox {
+    /// `n` bytes were read into room for `size`.
+    fn filled(&mut self, n: usize, size: usize) {
+        self.ended = n == 0;
+        self.sealed.end += n;
+        if n == size {
+            self.size = Size::Large;
+        } else if n < RECORD && self.sealed.len() < RECORD {
+            self.size = Size::Small;
+        }
+    }
+
     /// Goes on in another buffer, with what is not opened yet at its front.
     fn move_to(&mut self, mut next: Buffer) {
         let rest = self.buffer.as_ref().and_then(|b| b.get(self.sealed.clone()));

@@ -140,6 +140,25 @@ impl<'a> Open<'a> {
         Poll::Pending
     }
 
+    /// Passes on what the peer said before the reset that a write to it has met.
+    pub(super) fn hear_last_words(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &Leg,
+        wire: &mut Wire,
+    ) -> Poll<io::Result<()>> {
+        while self.state == State::Copying
+            && wire.pieces().1.is_empty()
+            && wire.fill_now().is_ok()
+        {
+            // Pending here means that the reactor has nothing to tell, or the app waits.
+            if let done @ Poll::Ready(_) = self.poll(cx, app, wire) {
+                return done;
+            }
+        }
+        Poll::Pending
+    }
+
     /// Opens what is here, up to a call's worth of pieces.
     fn gather(&mut self, wire: &mut Wire) -> io::Result<()> {
         while let Some(received) = wire.receive()? {
