@@ -1,15 +1,10 @@
 //! A pod that calls and a pod that serves, each with its sidecar.
 
-use std::io::Write;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
 use crate::labels::{CLIENT, SERVER, direction, field, metric};
-use crate::stream::{End, read_to_end};
-use crate::{Context, Failure, MeshOptions, Pod, Sidecar, Testbed, accept, policy};
-
-/// What the two apps of [`Pair::exchange`] say.
-const REQUEST: &[u8] = b"what is the answer?";
-const ANSWER: &[u8] = b"forty-two, as always";
+use crate::stream::exchange;
+use crate::{Failure, MeshOptions, Pod, Sidecar, Testbed, accept, policy};
 
 /// A pod that calls and a pod that serves, each with its sidecar: the server is strict and lets
 /// the client in; the client speaks mTLS to the server and expects its identity.
@@ -79,9 +74,8 @@ impl Pair {
     /// # Errors
     /// It is not served so; nothing is tried twice.
     pub fn exchange(&self, listener: &TcpListener) -> Result<(), Failure> {
-        let (mut client, mut server) = self.open(listener)?;
-        say_all(&mut client, &mut server, REQUEST)?;
-        say_all(&mut server, &mut client, ANSWER)
+        let (client, server) = self.open(listener)?;
+        exchange(client, server)
     }
 
     /// A listener in the server's pod, on one of its addresses.
@@ -113,15 +107,4 @@ impl Pair {
             })
             .map(drop)
     }
-}
-
-/// All that one app says, which the other must get: a message and FIN.
-fn say_all(from: &mut TcpStream, to: &mut TcpStream, message: &[u8]) -> Result<(), Failure> {
-    from.write_all(message).context(|| "a message of an exchange")?;
-    from.shutdown(Shutdown::Write).context(|| "the FIN of an exchange")?;
-    let came = read_to_end(to)?;
-    if came == (message.to_vec(), End::Fin) {
-        return Ok(());
-    }
-    Err(Failure::Unexpected(format!("{message:?} and FIN became {came:?}")))
 }
