@@ -140,7 +140,7 @@ impl Wire {
             }
             let sealed = buffer.get_mut(inbox.sealed.clone()).unwrap_or_default();
             if !self.session.in_place() && inbox.spill.is_none() {
-                inbox.spill = Some((self.buffers.lend(inbox.size), 0));
+                inbox.spill = Some((self.buffers.lend(inbox.size.max(Size::Small)), 0));
             }
             let (spill, used) = match &mut inbox.spill {
                 Some((spill, used)) => (spill.get_mut(*used..).unwrap_or_default(), *used),
@@ -285,8 +285,10 @@ impl Wire {
     fn room(&mut self) -> Option<(&mut Leg, &mut [u8])> {
         let inbox = &mut self.inbox;
         inbox.spill = None;
-        if inbox.buffer.as_ref().is_none_or(|b| b.size() != inbox.size) {
-            let next = self.buffers.lend(inbox.size);
+        // A part of a record that fills its buffer has made the next size wanted.
+        let size = inbox.size.max(Size::holding(inbox.sealed.len() + 1));
+        if inbox.buffer.as_ref().is_none_or(|b| b.size() != size) {
+            let next = self.buffers.lend(size);
             inbox.move_to(next);
         } else if let Some(buffer) = &mut inbox.buffer {
             buffer.copy_within(inbox.sealed.clone(), 0);
@@ -297,7 +299,7 @@ impl Wire {
     }
 
     /// Gives back what is not needed while nothing comes: all, or, for the part of a
-    /// record that is here, all but a small buffer.
+    /// record that is here, all but the smallest buffer that holds it.
     fn put_away(&mut self) {
         let inbox = &mut self.inbox;
         if !inbox.plain.is_empty() {
@@ -306,10 +308,12 @@ impl Wire {
         inbox.spill = None;
         if inbox.sealed.is_empty() {
             inbox.buffer = None;
-        } else if inbox.buffer.as_ref().is_some_and(|b| b.size() == Size::Large) {
-            let small = self.buffers.lend(Size::Small);
-            inbox.size = Size::Small;
-            inbox.move_to(small);
+        } else {
+            let size = Size::holding(inbox.sealed.len());
+            if inbox.buffer.as_ref().is_some_and(|b| b.size() > size) {
+                let next = self.buffers.lend(size);
+                inbox.move_to(next);
+            }
         }
     }
 
@@ -462,11 +466,7 @@ impl Inbox {
     fn filled(&mut self, n: usize, size: usize) {
         self.ended = n == 0;
         self.sealed.end += n;
-        if n == size {
-            self.size = Size::Large;
-        } else if n < RECORD && self.sealed.len() < RECORD {
-            self.size = Size::Small;
-        }
+        self.size = self.size.after(n, size);
     }
 
     /// Goes on in another buffer, with what is not opened yet at its front.
@@ -507,7 +507,13 @@ pub struct Slots {
 impl Slots {
     /// The application data that fits one slot.
     fn payload(&self) -> usize {
-        MAX_PLAINTEXT + RECORD_HEADER - self.head
+        let most = MAX_PLAINTEXT + RECORD_HEADER - self.head;
+        most.min(self.buffer.len() - self.head - RECORD_TRAILER)
+    }
+
+    /// How many there are. The only one of a tiny buffer is shorter than a record.
+    fn count(&self) -> usize {
+        (self.buffer.len() / RECORD).max(1)
     }
 
     /// Reads from `leg` into the slots, in order.
@@ -516,8 +522,8 @@ impl Slots {
     /// The socket's.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>, leg: &mut Leg) -> Poll<io::Result<usize>> {
         let (head, payload) = (self.head, self.payload());
-        let slots = self.buffer.len() / RECORD;
-        let mut slices = self.buffer.chunks_exact_mut(RECORD).filter_map(|slot| {
+        let slots = self.count();
+        let mut slices = self.buffer.chunks_mut(RECORD).filter_map(|slot| {
             let data = slot.get_mut(head..head + payload)?;
             Some(IoSliceMut::new(data))
         });
@@ -528,7 +534,7 @@ impl Slots {
 
     /// How many bytes fit.
     pub fn capacity(&self) -> usize {
-        self.buffer.len() / RECORD * self.payload()
+        self.count() * self.payload()
     }
 
     /// Seals the first `n` bytes. Gives the buffer that the records are in, from its
