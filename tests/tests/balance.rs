@@ -107,9 +107,9 @@ fn the_endpoints_of_a_service_have_even_shares() {
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|_| scope.spawn(move || client.enter(|| churn(to, made, start))))
                 .collect();
-            let ended: Result<(), Failure> = clients.into_iter().map(joined).collect();
+            let ended = clients.into_iter().try_for_each(joined);
             done.store(true, Ordering::Relaxed);
-            let served: Result<(), Failure> = apps.into_iter().map(joined).collect();
+            let served = apps.into_iter().try_for_each(joined);
             ended.and(served)
         })?;
         let counts: Vec<f64> =

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use pillion_testbed::labels::{CLIENT, SERVER, metric, reason};
 use pillion_testbed::{Context, Failure, Pair, Pod, Sidecar, Testbed, let_pass, policy, run};
 
-/// Connections to the one port go over tunnels that are used again, those to the other don't.
-const PORTS: [u16; 2] = [8080, 8081];
+/// Connections to this port go over tunnels that are used again.
+const REUSED: u16 = 8080;
+/// Each connection to this port has a TLS connection of its own.
+const FRESH: u16 = 8081;
 const CLIENTS: usize = 8;
 
 /// How long one change has before the next.
@@ -29,8 +31,8 @@ fn call(pair: &Pair, revision: u32) -> String {
     policy::with_body(&format!(
         "inbound: {{mtls: strict, defaultAction: deny}}\n\
          outbound:\n  defaultAction: deny\n  destinations:\n{}{}# revision {revision}\n",
-        destination("reused", PORTS[0], ""),
-        destination("fresh", PORTS[1], ", tunnelReuse: false"),
+        destination("reused", REUSED, ""),
+        destination("fresh", FRESH, ", tunnelReuse: false"),
     ))
 }
 
@@ -97,15 +99,20 @@ fn churn(
     done: &AtomicBool,
     served: &AtomicU64,
 ) -> Result<(), Failure> {
-    let message: Vec<u8> = (0..300_000).map(|at| (at % 253) as u8).collect();
+    let message: Vec<u8> = (0..=250).cycle().take(300_000).collect();
     client.enter(|| {
         let mut round = number;
         while !done.load(Ordering::Relaxed) {
             round += 1;
-            let length =
-                [10, 1_000, 20_000, 300_000][if round.is_multiple_of(50) { 3 } else { round % 3 }];
-            let to = SocketAddr::new(server.v4(), PORTS[round % 2]);
-            ask(to, &message[..length])?;
+            let length = match round % 60 {
+                0 => 300_000,
+                some if some % 3 == 0 => 10,
+                some if some % 3 == 1 => 1_000,
+                _ => 20_000,
+            };
+            let port = if round.is_multiple_of(2) { REUSED } else { FRESH };
+            let to = SocketAddr::new(server.v4(), port);
+            ask(to, message.get(..length).unwrap_or(&message))?;
             served.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -122,13 +129,20 @@ fn at_rest(pair: &mut Pair, revision: u32) -> Result<[usize; 2], Failure> {
     Ok([pair.caller.process().descriptors()?, pair.callee.process().descriptors()?])
 }
 
-/// One change after another, and how much memory each sidecar has over time, in MiB.
+/// How much memory each sidecar has at a moment, in MiB.
+struct Sample {
+    seconds: f64,
+    client: f64,
+    server: f64,
+}
+
+/// One change after another, and how much memory each sidecar has over time.
 fn change_everything(
     bed: &Testbed,
     pair: &mut Pair,
     until: Instant,
     go_on: impl Fn() -> bool,
-) -> Result<Vec<(f64, [f64; 2])>, Failure> {
+) -> Result<Vec<Sample>, Failure> {
     let start = Instant::now();
     let mut samples = Vec::new();
     for revision in (10..).step_by(2) {
@@ -146,37 +160,39 @@ fn change_everything(
         pair.callee.load_policy(&serve(revision))?;
         let_pass(STEP);
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let caller = mib(pair.caller.process().resident()?);
-        samples.push((
-            start.elapsed().as_secs_f64(),
-            [caller, mib(pair.callee.process().resident()?)],
-        ));
+        samples.push(Sample {
+            seconds: start.elapsed().as_secs_f64(),
+            client: mib(pair.caller.process().resident()?),
+            server: mib(pair.callee.process().resident()?),
+        });
     }
     Ok(samples)
 }
 
 /// The slope of a line through what was measured in the second half, when caches are warm, in MiB
 /// a minute (least squares).
-fn slope(samples: &[(f64, [f64; 2])], of: usize) -> f64 {
-    let late = &samples[samples.len() / 2..];
-    let count = late.len() as f64;
-    let mean_x = late.iter().map(|(x, _)| x).sum::<f64>() / count;
-    let mean_y = late.iter().map(|(_, y)| y[of]).sum::<f64>() / count;
-    let over: f64 = late.iter().map(|(x, y)| (x - mean_x) * (y[of] - mean_y)).sum();
-    let under: f64 = late.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+fn slope(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
+    let late = || samples.iter().skip(samples.len() / 2);
+    let count = late().count() as f64;
+    let mean_x = late().map(|sample| sample.seconds).sum::<f64>() / count;
+    let mean_y = late().map(&of).sum::<f64>() / count;
+    let over: f64 = late().map(|s| (s.seconds - mean_x) * (of(s) - mean_y)).sum();
+    let under: f64 = late().map(|s| (s.seconds - mean_x).powi(2)).sum();
     if under > 0.0 { 60.0 * over / under } else { 0.0 }
 }
 
-fn report(pair: &Pair, served: u64, samples: &[(f64, [f64; 2])]) -> Result<(), Failure> {
+fn report(pair: &Pair, served: u64, samples: &[Sample]) -> Result<(), Failure> {
     let of = |sidecar: &Sidecar, name, labels: &[(&str, &str)]| sidecar.metric(name, labels);
     let reused = of(&pair.caller, metric::STREAMS, &[("reused", "true")])?;
     let fresh = of(&pair.caller, metric::STREAMS, &[("reused", "false")])?;
     let handshakes = of(&pair.callee, metric::HANDSHAKES, &[("result", "ok")])?;
     println!("{served} connections: {reused} over a tunnel that was there, {fresh} over a new one");
     println!("{handshakes} handshakes, {} rounds of changes", samples.len());
-    for (name, at) in [("client", 0), ("server", 1)] {
-        let last = samples.last().map_or(0.0, |(_, mib)| mib[at]);
-        println!("resident, {name}: {last:.1} MiB, {:+.2} MiB a minute", slope(samples, at));
+    if let Some(last) = samples.last() {
+        let client = slope(samples, |sample| sample.client);
+        let server = slope(samples, |sample| sample.server);
+        println!("resident, client: {:.1} MiB, {client:+.2} MiB a minute", last.client);
+        println!("resident, server: {:.1} MiB, {server:+.2} MiB a minute", last.server);
     }
     assert!(reused > served as f64 / 3.0, "about half are to go over used tunnels: {reused}");
     assert!(fresh > samples.len() as f64, "each change gives tunnels up: {fresh}");
@@ -190,10 +206,8 @@ fn nothing_fails_while_everything_changes() {
         recycle_ports(&pair.client)?;
         recycle_ports(&pair.server)?;
         pair.caller.load_policy(&call(&pair, 0))?;
-        let listeners: Vec<_> = PORTS
-            .iter()
-            .map(|port| pair.listen(pair.server.v4(), *port))
-            .collect::<Result<_, _>>()?;
+        let address = pair.server.v4();
+        let listeners = [pair.listen(address, REUSED)?, pair.listen(address, FRESH)?];
         let (done, closing) = (AtomicBool::new(false), AtomicBool::new(false));
         let served = AtomicU64::new(0);
         let (client, server) = (pair.client.clone(), pair.server.clone());
@@ -207,8 +221,8 @@ fn nothing_fails_while_everything_changes() {
         let samples = std::thread::scope(|scope| {
             let (done, closing, served) = (&done, &closing, &served);
             let apps: Vec<_> = (0..2 * CLIENTS)
-                .map(|number| &listeners[number % 2])
-                .map(|listener| scope.spawn(move || echo(listener, closing)))
+                .zip(listeners.iter().cycle())
+                .map(|(_, listener)| scope.spawn(move || echo(listener, closing)))
                 .collect();
             let (client, server) = (&client, &server);
             let clients: Vec<_> = (0..CLIENTS)
@@ -217,10 +231,10 @@ fn nothing_fails_while_everything_changes() {
             let all_run = || clients.iter().all(|client| !client.is_finished());
             let samples = change_everything(bed, &mut pair, until, all_run);
             done.store(true, Ordering::Relaxed);
-            let ended: Result<(), Failure> = clients.into_iter().map(joined).collect();
+            let ended = clients.into_iter().try_for_each(joined);
             // Only now: the apps serve whoever is under way.
             closing.store(true, Ordering::Relaxed);
-            let closed: Result<(), Failure> = apps.into_iter().map(joined).collect();
+            let closed = apps.into_iter().try_for_each(joined);
             ended.and(closed)?;
             samples
         })?;

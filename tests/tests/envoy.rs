@@ -44,8 +44,17 @@ fn tls(bed: &Testbed, own: &str, peer: &str, protocols: &[&str]) -> Result<Value
     }))
 }
 
-fn transport(message: &str, mut context: Value) -> Value {
-    context["@type"] = type_url(&format!("transport_sockets.tls.v3.{message}")).into();
+/// An object with one more field.
+fn with(mut object: Value, name: &str, value: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(name.to_owned(), value);
+    }
+    object
+}
+
+fn transport(message: &str, context: Value) -> Value {
+    let url = type_url(&format!("transport_sockets.tls.v3.{message}"));
+    let context = with(context, "@type", url.into());
     json!({"name": "envoy.transport_sockets.tls", "typed_config": context})
 }
 
@@ -60,7 +69,7 @@ fn bootstrap(port: u16, downstream: Option<Value>, cluster: Value) -> Value {
         },
     }]});
     if let Some(downstream) = downstream {
-        chain["transport_socket"] = downstream;
+        chain = with(chain, "transport_socket", downstream);
     }
     let mut cluster = cluster;
     for (key, value) in [
@@ -69,7 +78,7 @@ fn bootstrap(port: u16, downstream: Option<Value>, cluster: Value) -> Value {
         ("lb_policy", json!("CLUSTER_PROVIDED")),
         ("connect_timeout", json!("5s")),
     ] {
-        cluster[key] = value;
+        cluster = with(cluster, key, value);
     }
     json!({"static_resources": {
         "listeners": [{

@@ -63,7 +63,8 @@ fn send_bulk(to: &mut TcpStream, pattern: &[u8], bytes: u64) -> Result<(), Failu
     let mut left = bytes;
     while left > 0 {
         let part = usize::try_from(left).unwrap_or(usize::MAX).min(pattern.len());
-        to.write_all(&pattern[..part]).context(|| format!("sending, {left} left"))?;
+        to.write_all(pattern.get(..part).unwrap_or_default())
+            .context(|| format!("sending, {left} left"))?;
         left -= part as u64;
     }
     to.shutdown(Shutdown::Write).context(|| "FIN")
@@ -78,11 +79,12 @@ fn check_bulk(from: &mut TcpStream, pattern: &[u8]) -> Result<u64, Failure> {
         if n == 0 {
             return Ok(total);
         }
-        let mut came = &buffer[..n];
+        let mut came = buffer.get(..n).unwrap_or_default();
         while !came.is_empty() {
             let part = came.len().min(pattern.len() - at);
-            assert!(came[..part] == pattern[at..at + part], "other bytes within {n} at {total}");
-            came = &came[part..];
+            let (now, later) = came.split_at(part);
+            assert!(Some(now) == pattern.get(at..at + part), "other bytes in {n} from {total} on");
+            came = later;
             at = (at + part) % pattern.len();
         }
         total += n as u64;

@@ -155,7 +155,7 @@ fn a_transfer_is_cut() {
     run("cut", |bed| {
         let pair = Pair::new(bed)?;
         let listener = pair.listen(pair.server.v4(), APP)?;
-        let sent: Vec<u8> = (0..WHOLE).map(|at| (at % 251) as u8).collect();
+        let sent: Vec<u8> = (0..=250).cycle().take(WHOLE).collect();
         for down in [false, true] {
             for by_reader in [false, true] {
                 let (client, server) = pair.open(&listener)?;
