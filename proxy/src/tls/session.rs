@@ -11,7 +11,7 @@ use std::ops::Range;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
-use rustls::{AlertDescription, Error};
+use rustls::{AlertDescription, Error, InvalidMessage};
 
 use crate::buffers::{MAX_RECORD, RECORD_HEADER, RUN};
 
@@ -99,8 +99,8 @@ impl Session {
         }
     }
 
-    /// Gets ready to seal up to a full run of records: where the key is used up, a
-    /// KeyUpdate goes to [`Session::outgoing`].
+    /// Gets ready to seal up to a full run of records: where the key is used up, or the
+    /// peer has asked for another, a KeyUpdate goes to [`Session::outgoing`].
     ///
     /// # Errors
     /// There is no next key.
@@ -165,6 +165,11 @@ fn alert_for(e: &Error) -> AlertDescription {
     match e {
         Error::DecryptError => AlertDescription::BadRecordMac,
         Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
+        // RFC 8446, 4.6.3.
+        Error::InvalidMessage(InvalidMessage::InvalidKeyUpdate) => {
+            AlertDescription::IllegalParameter
+        }
+        Error::InvalidMessage(InvalidMessage::MessageTooShort) => AlertDescription::DecodeError,
         Error::InvalidMessage(_) | Error::PeerMisbehaved(_) => AlertDescription::UnexpectedMessage,
         _ => AlertDescription::InternalError,
     }
