@@ -146,16 +146,15 @@ impl Stream {
                 // In two records.
                 let message = [24, 0, 0, 1, script.byte() % 3];
                 let (one, other) = message.split_at(usize::from(script.byte() % 6));
-                let mut records = self.forger.record(22, one, 0);
-                records.extend(self.forger.record(22, other, 0));
+                let records = [one, other].map(|part| self.forger.record(22, part, 0));
                 self.forger.next_key();
-                records
+                return self.records.extend(records);
             }
             11 => {
                 let message = ticket(u16::from_be_bytes([script.byte() % 64, script.byte()]));
                 let size = script.number().clamp(message.len() / 8 + 1, MAX_PLAINTEXT);
-                let parts = message.chunks(size);
-                parts.flat_map(|part| self.forger.record(22, part, 0)).collect()
+                let records = message.chunks(size).map(|part| self.forger.record(22, part, 0));
+                return self.records.extend(records);
             }
             12 => self.forger.record(21, &[script.byte() % 4, script.byte()], 0),
             13 => {
@@ -165,7 +164,9 @@ impl Stream {
             14 => {
                 // A ticket's content is nothing that we look at, so none is made up.
                 let mut content = script.some();
-                content.first_mut().map(|kind| *kind += u8::from(*kind == 4));
+                if let Some(kind @ 4) = content.first_mut() {
+                    *kind = 5;
+                }
                 self.forger.record(22, &content, 0)
             }
             15 => self.forger.seal(script.some()),
@@ -186,7 +187,7 @@ impl Stream {
                 self.forged |= at < 3;
             }
             17 => last.truncate(at % (last.len() + 1)),
-            18 if at % 2 == 0 => {
+            18 if at.is_multiple_of(2) => {
                 let again = last.clone();
                 self.records.push(again);
             }
@@ -231,8 +232,8 @@ impl Heard<Connection> {
                 self.error = Some(e);
             }
         }
-        // Without anything new.
-        self.closed = self.tls.process_new_packets().is_ok_and(|state| state.peer_has_closed());
+        // All is read, so nothing but the end keeps it from wanting more.
+        self.closed = self.error.is_none() && !self.tls.wants_read();
     }
 }
 

@@ -267,15 +267,14 @@ pub(crate) fn give(tls: &mut Connection, mut bytes: &[u8]) -> Result<Vec<u8>, (V
     use std::io::Read;
     let mut plain = Vec::new();
     while !bytes.is_empty() {
-        // Nothing is taken behind a close_notify.
-        let taken = tls.read_tls(&mut bytes).unwrap();
+        if tls.read_tls(&mut bytes).unwrap() == 0 {
+            break; // Nothing is taken behind a close_notify.
+        }
         let processed = tls.process_new_packets();
         // The end of what is here shows as an error, a truncated stream does not.
         let _ = tls.reader().read_to_end(&mut plain);
-        match processed {
-            Err(e) => return Err((plain, e)),
-            Ok(_) if taken == 0 => break,
-            Ok(_) => {}
+        if let Err(e) = processed {
+            return Err((plain, e));
         }
     }
     Ok(plain)
