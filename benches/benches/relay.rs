@@ -68,14 +68,14 @@ fn records(criterion: &mut Criterion) {
         group.bench_function(format!("sealed by {name}"), |b| {
             b.iter(|| black_box(seal(&mut server, &mut slot, &mut out)));
         });
-        let sealed = || {
+        let mut sealed = || {
             let n = seal(&mut client, &mut slot, &mut out);
             let bytes = if client.in_place() { &slot } else { &out };
             bytes.get(..n).unwrap().to_vec()
         };
         group.bench_function(format!("opened by {name}"), |b| {
             b.iter_batched_ref(
-                sealed,
+                &mut sealed,
                 |record| black_box(server.open(record, &mut spill).unwrap().consumed),
                 BatchSize::SmallInput,
             );
