@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz clean
+.PHONY: help setup build demo test lint unit e2e churn bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,9 +31,14 @@ unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
 	cargo test --locked -p pillion-certs -p pillion-proxy -p pillion-init --tests
 
-e2e: build ## pods in namespaces, real applications, with IPv6 and without; needs root
-	scripts/e2e
-	PILLION_TEST_IPV6=off PILLION_TEST_BULK_MIB=64 scripts/e2e
+e2e: build ## pods in namespaces, real applications, with IPv6 and without, both TLS engines; needs root
+	PILLION_TEST_TLS_ENGINE=records scripts/e2e
+	PILLION_TEST_TLS_ENGINE=rustls PILLION_TEST_IPV6=off PILLION_TEST_BULK_MIB=64 scripts/e2e
+
+churn: setup ## two pods, everything changes and nothing may fail, for MINUTES=10; needs root
+	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
+	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_CHURN_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
+	  scripts/e2e churn --nocapture
 
 # The proxy is built by itself: beside the load generator it would get that one's features of tokio.
 bench-build: setup

@@ -24,8 +24,14 @@ impl SeenPeers {
         self.lock().peers.get(key).cloned()
     }
 
-    pub(crate) fn insert(&self, key: [u8; 32], peer: VerifiedPeer) {
+    /// Remembers a peer, and gives back the one that is remembered: all connections of a
+    /// peer share one.
+    pub(crate) fn insert(&self, key: [u8; 32], peer: VerifiedPeer) -> VerifiedPeer {
         let mut table = self.lock();
+        if let Some(known) = table.peers.get(&key).filter(|known| **known == peer) {
+            return known.clone();
+        }
+        let shared = peer.clone();
         if table.peers.insert(key, peer).is_none() {
             table.order.push_back(key);
         }
@@ -34,6 +40,7 @@ impl SeenPeers {
         {
             table.peers.remove(&oldest);
         }
+        shared
     }
 
     // The table is whole after every statement above, so a panic elsewhere leaves nothing torn.
@@ -76,8 +83,8 @@ mod tests {
             key
         };
         for number in 0..3 * CAPACITY {
-            table.insert(key(number), peer.clone());
-            table.insert(key(number), peer.clone());
+            assert_eq!(table.insert(key(number), peer.clone()), peer);
+            assert_eq!(table.insert(key(number), peer.clone()), peer);
         }
         assert_eq!(table.len(), (CAPACITY, CAPACITY));
         assert!(table.get(&key(0)).is_none());

@@ -39,6 +39,8 @@ struct Peer {
     serial: String,
     not_before: i64,
     not_after: i64,
+    /// As it was verified, leaf first.
+    chain: Vec<CertificateDer<'static>>,
 }
 
 impl VerifiedPeer {
@@ -64,6 +66,12 @@ impl VerifiedPeer {
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         system_time(self.0.not_after)
+    }
+
+    /// The chain that was verified, leaf first.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.0.chain
     }
 
     /// Whether the leaf is within its validity.
@@ -136,6 +144,7 @@ impl SvidVerifier {
             serial: leaf.serial,
             not_before: leaf.not_before,
             not_after: leaf.not_after,
+            chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
         })))
     }
 
@@ -164,8 +173,7 @@ impl SvidVerifier {
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerRefusal> {
         let peer = self.verify(chain, now)?;
-        self.seen.insert(chain_hash(chain), peer.clone());
-        Ok(peer)
+        Ok(self.seen.insert(chain_hash(chain), peer))
     }
 
     fn check_path(

@@ -1,12 +1,13 @@
 //! A worker's buffers: borrowed while bytes are in flight, and given back.
 //!
-//! An idle connection holds none. There are two sizes: one TLS record for
-//! messages, and sixteen for bulk, of which a worker lends a limited number at
-//! once, so that a thousand stalled readers cost a thousand small buffers.
+//! An idle connection holds none. There are three sizes: a page for messages, one TLS
+//! record, and sixteen for bulk, of which a worker lends a limited number at once, so
+//! that a thousand stalled readers cost a thousand small buffers.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 
 /// The largest plaintext of a TLS record (RFC 8446, 5.1).
 pub const MAX_PLAINTEXT: usize = 1 << 14;
@@ -19,6 +20,8 @@ pub const RECORD: usize = RECORD_HEADER + MAX_PLAINTEXT + RECORD_TRAILER;
 /// The largest record that a peer may send (RFC 8446, 5.2: 256 bytes of expansion).
 pub const MAX_RECORD: usize = RECORD_HEADER + MAX_PLAINTEXT + 256;
 
+/// Holds most messages.
+pub const TINY: usize = 4096;
 /// Holds any one record.
 pub const SMALL: usize = MAX_RECORD;
 /// Records that a large buffer holds.
@@ -27,36 +30,59 @@ pub const RUN: usize = 16;
 pub const LARGE: usize = RUN * RECORD;
 
 /// Free buffers that are kept for the next borrower; the rest goes back to the allocator.
-const KEPT_SMALL: usize = 32;
+const KEPT_TINY: usize = 64;
+const KEPT_SMALL: usize = 16;
 const KEPT_LARGE: usize = 4;
 /// Large buffers lent at once: 32 MiB a worker.
 const MAX_LARGE: usize = 128;
 
 /// Which size is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Size {
-    /// One record.
+    /// A page.
     #[default]
+    Tiny,
+    /// One record.
     Small,
-    /// [`RUN`] records, or a small one when too many are lent.
+    /// [`RUN`] records, or one when too many are lent.
     Large,
 }
 
 impl Size {
-    /// What the next buffer should be after `n` bytes came into one of this size without
-    /// filling it: messages go back to small ones.
+    /// The smallest that holds `n` bytes.
     #[must_use]
-    pub fn fitting(n: usize, now: Self) -> Self {
-        if n < MAX_PLAINTEXT { Self::Small } else { now }
+    pub fn holding(n: usize) -> Self {
+        match n {
+            0..=TINY => Self::Tiny,
+            _ if n <= SMALL => Self::Small,
+            _ => Self::Large,
+        }
+    }
+
+    /// What the next buffer should be, after `n` bytes came into this one's room for
+    /// `room`: the next larger when they filled it, the next smaller when they would have
+    /// fitted in that twice.
+    #[must_use]
+    pub fn after(self, n: usize, room: usize) -> Self {
+        match self {
+            Self::Tiny if n == room => Self::Small,
+            _ if n == room => Self::Large,
+            Self::Large if n * 2 <= SMALL => Self::Small,
+            Self::Small if n * 2 <= TINY => Self::Tiny,
+            now => now,
+        }
     }
 }
 
 /// The buffers of one worker.
 #[derive(Debug, Default)]
 pub struct Buffers {
+    tiny: RefCell<Vec<Memory>>,
     small: RefCell<Vec<Memory>>,
     large: RefCell<Vec<Memory>>,
     large_lent: Cell<usize>,
+    loans: Cell<u64>,
+    watcher: RefCell<Option<Waker>>,
 }
 
 impl Buffers {
@@ -65,11 +91,19 @@ impl Buffers {
         Rc::default()
     }
 
-    /// Lends a buffer of at least the size of one record. Its content is whatever the
-    /// last borrower left.
+    /// Lends a buffer of that size, or one record's when it is too large to be had. Its
+    /// content is whatever the last borrower left.
     pub fn lend(self: &Rc<Self>, size: Size) -> Buffer {
+        self.loans.set(self.loans.get().wrapping_add(1));
+        if let Some(watcher) = self.watcher.take() {
+            watcher.wake();
+        }
         let large = size == Size::Large && self.large_lent.get() < MAX_LARGE;
-        let (shelf, len) = if large { (&self.large, LARGE) } else { (&self.small, SMALL) };
+        let (shelf, len) = match size {
+            Size::Tiny => (&self.tiny, TINY),
+            Size::Large if large => (&self.large, LARGE),
+            Size::Small | Size::Large => (&self.small, SMALL),
+        };
         let memory = shelf.borrow_mut().pop();
         let memory = memory.unwrap_or_else(|| Memory::new(len));
         if large {
@@ -78,13 +112,33 @@ impl Buffers {
         Buffer { memory, home: Rc::clone(self) }
     }
 
+    /// How many buffers were ever lent: it moves when bytes do.
+    pub fn loans(&self) -> u64 {
+        self.loans.get()
+    }
+
+    /// Resolves with [`Buffers::loans`] when the next buffer is lent. One task waits.
+    pub async fn next_loan(&self) -> u64 {
+        let now = self.loans();
+        std::future::poll_fn(|cx| {
+            if self.loans() != now {
+                return Poll::Ready(self.loans());
+            }
+            self.watcher.replace(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
     fn take_back(&self, mut memory: Memory) {
         memory.pieces.clear();
-        let (shelf, keep) = if memory.bytes.len() == LARGE {
-            self.large_lent.set(self.large_lent.get().saturating_sub(1));
-            (&self.large, KEPT_LARGE)
-        } else {
-            (&self.small, KEPT_SMALL)
+        let (shelf, keep) = match Size::holding(memory.bytes.len()) {
+            Size::Tiny => (&self.tiny, KEPT_TINY),
+            Size::Small => (&self.small, KEPT_SMALL),
+            Size::Large => {
+                self.large_lent.set(self.large_lent.get().saturating_sub(1));
+                (&self.large, KEPT_LARGE)
+            }
         };
         let mut shelf = shelf.borrow_mut();
         if shelf.len() < keep {
@@ -117,7 +171,7 @@ pub struct Buffer {
 impl Buffer {
     /// Which size this is.
     pub fn size(&self) -> Size {
-        if self.len() == LARGE { Size::Large } else { Size::Small }
+        Size::holding(self.len())
     }
 
     /// The borrower's list of places in the buffer; empty at first.
@@ -166,6 +220,26 @@ mod tests {
         drop(buffers.lend(Size::Large));
         assert_eq!(buffers.large.borrow().len(), 1);
         assert_eq!(buffers.large_lent.get(), 0);
+    }
+
+    #[test]
+    fn the_size_follows_what_comes() {
+        use Size::{Large, Small, Tiny};
+        for (now, n, room, next) in [
+            (Tiny, 100, TINY, Tiny),
+            (Tiny, TINY, TINY, Small),
+            (Small, SMALL, SMALL, Large),
+            (Small, 10, 10, Large),
+            (Small, 9000, SMALL, Small),
+            (Small, 100, SMALL, Tiny),
+            (Large, LARGE, LARGE, Large),
+            (Large, 100_000, LARGE, Large),
+            (Large, 5000, LARGE, Small),
+            (Large, 100, LARGE, Small),
+        ] {
+            assert_eq!(now.after(n, room), next, "{now:?} after {n} of {room}");
+        }
+        assert_eq!([Size::holding(TINY), Size::holding(SMALL)], [Tiny, Small]);
     }
 
     #[test]

@@ -25,10 +25,11 @@ pub async fn serve(lane: &Rc<Lane>, conn: &Rc<Conn>, mut leg: Leg) -> CloseReaso
         Err(reason) => return reason,
         Ok(Upstream::Plain(mut server)) => {
             let own = (&lane.buffers, &lane.pipes);
-            relay::plain(&mut leg, &mut server, limits(lane, conn), own, conn.stopped()).await
+            let limits = limits(lane, conn);
+            Box::pin(relay::plain(&mut leg, &mut server, limits, own, conn.stopped())).await
         }
         Ok(Upstream::Mtls(mut server)) => {
-            let ended = through(lane, conn, &mut leg, &mut server).await;
+            let ended = Box::pin(through(lane, conn, &mut leg, &mut server)).await;
             let_go(lane, *server, ended.reason);
             ended
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::admin::{self, Role, Source};
 use crate::config::{Config, EXIT_CONFIG, LogFormat, ProcessEnv};
-use crate::control::{Reload, Report, Resolver, Workers};
+use crate::control::{Reload, Report, Resolver, Workers, watch_throttling};
 use crate::live::{Published, Shared};
 use crate::net;
 use crate::telemetry::{self, AccessLog, LogLimiter, Metrics};
@@ -68,7 +68,9 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         access_log: AccessLog::new(config.access_log, log.writer()),
         published: Published::default(),
         open: AtomicUsize::new(0),
+        loads: (0..config.workers).map(|_| AtomicUsize::new(0)).collect(),
         max_connections: max_connections(config.max_connections)?,
+        may_busy_poll: AtomicBool::new(true),
         log_limiter: LogLimiter::default(),
         resolve,
         config,
@@ -84,6 +86,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         serve_admin(&shared.config, &report)?;
         let resolver = Resolver::new(Arc::clone(&shared), inboxes.clone(), resolve_requests);
         let reload = Reload::new(Arc::clone(&shared), inboxes.clone());
+        tokio::spawn(watch_throttling(Arc::clone(&shared)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
         // The reloads and the resolver do not end before the signal comes.
         let result = tokio::select! {
@@ -103,11 +106,9 @@ fn start_workers(shared: &Arc<Shared>) -> Result<Vec<Worker>, Failure> {
     let inbound = bind_workers("PILLION_INBOUND_LISTEN", &config.inbound_listen, config.workers)?;
     let outbound =
         bind_workers("PILLION_OUTBOUND_LISTEN", &config.outbound_listen, config.workers)?;
-    let mut workers = Vec::new();
-    for (n, (inbound, outbound)) in inbound.into_iter().zip(outbound).enumerate() {
-        workers.push(worker::start(n, Arc::clone(shared), Listeners { inbound, outbound })?);
-    }
-    Ok(workers)
+    let sets = inbound.into_iter().zip(outbound);
+    let listeners = sets.map(|(inbound, outbound)| Listeners { inbound, outbound }).collect();
+    Ok(worker::start(shared, listeners)?)
 }
 
 /// Binds every address once for each worker: the listeners of the first worker, of

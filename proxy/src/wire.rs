@@ -8,7 +8,9 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use crate::buffers::{Buffer, Buffers, MAX_PLAINTEXT, RECORD, RECORD_HEADER, RECORD_TRAILER, Size};
+use crate::buffers::{
+    Buffer, Buffers, MAX_PLAINTEXT, RECORD, RECORD_HEADER, RECORD_TRAILER, RUN, Size,
+};
 use crate::net::Leg;
 use crate::telemetry::CloseReason;
 use crate::tls::{self, Established, Found, Session};
@@ -138,7 +140,7 @@ impl Wire {
             }
             let sealed = buffer.get_mut(inbox.sealed.clone()).unwrap_or_default();
             if !self.session.in_place() && inbox.spill.is_none() {
-                inbox.spill = Some((self.buffers.lend(inbox.size), 0));
+                inbox.spill = Some((self.buffers.lend(inbox.size.max(Size::Small)), 0));
             }
             let (spill, used) = match &mut inbox.spill {
                 Some((spill, used)) => (spill.get_mut(*used..).unwrap_or_default(), *used),
@@ -256,43 +258,48 @@ impl Wire {
             self.put_away();
             return Poll::Pending;
         }
+        let Some((leg, room)) = self.room() else { return Poll::Pending };
+        let size = room.len();
+        match leg.poll_recv(cx, &mut [IoSliceMut::new(room)]) {
+            Poll::Pending => {
+                self.put_away();
+                Poll::Pending
+            }
+            Poll::Ready(read) => Poll::Ready(read.map(|n| self.inbox.filled(n, size))),
+        }
+    }
+
+    /// The same without asking the reactor, after a write has failed.
+    ///
+    /// # Errors
+    /// The socket's; [`io::ErrorKind::WouldBlock`] when nothing is there.
+    pub fn fill_now(&mut self) -> io::Result<()> {
+        let Some((leg, room)) = self.room() else { return Ok(()) };
+        let size = room.len();
+        let n = leg.recv_now(room)?;
+        self.inbox.filled(n, size);
+        Ok(())
+    }
+
+    /// The leg, and room to read to behind what is not opened yet.
+    fn room(&mut self) -> Option<(&mut Leg, &mut [u8])> {
         let inbox = &mut self.inbox;
         inbox.spill = None;
-        let grown = inbox.buffer.as_ref().is_none_or(|b| b.size() != inbox.size);
-        if grown {
-            let next = self.buffers.lend(inbox.size);
+        // A part of a record that fills its buffer has made the next size wanted.
+        let size = inbox.size.max(Size::holding(inbox.sealed.len() + 1));
+        if inbox.buffer.as_ref().is_none_or(|b| b.size() != size) {
+            let next = self.buffers.lend(size);
             inbox.move_to(next);
         } else if let Some(buffer) = &mut inbox.buffer {
             buffer.copy_within(inbox.sealed.clone(), 0);
         }
         inbox.sealed = 0..inbox.sealed.len();
-        let Some(buffer) = inbox.buffer.as_mut() else { return Poll::Pending };
-        let room = buffer.get_mut(inbox.sealed.end..).unwrap_or_default();
-        let size = room.len();
-        match self.leg.poll_recv(cx, &mut [IoSliceMut::new(room)]) {
-            Poll::Pending => {
-                self.put_away();
-                Poll::Pending
-            }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
-            Poll::Ready(Ok(n)) => {
-                inbox.ended = n == 0;
-                inbox.sealed.end += n;
-                let quiet = n < RECORD && inbox.sealed.len() < RECORD;
-                inbox.size = if n == size {
-                    Size::Large
-                } else if quiet {
-                    Size::Small
-                } else {
-                    inbox.size
-                };
-                Poll::Ready(Ok(()))
-            }
-        }
+        let room = inbox.buffer.as_mut()?.get_mut(inbox.sealed.end..)?;
+        Some((&mut self.leg, room))
     }
 
     /// Gives back what is not needed while nothing comes: all, or, for the part of a
-    /// record that is here, all but a small buffer.
+    /// record that is here, all but the smallest buffer that holds it.
     fn put_away(&mut self) {
         let inbox = &mut self.inbox;
         if !inbox.plain.is_empty() {
@@ -301,10 +308,12 @@ impl Wire {
         inbox.spill = None;
         if inbox.sealed.is_empty() {
             inbox.buffer = None;
-        } else if inbox.buffer.as_ref().is_some_and(|b| b.size() == Size::Large) {
-            let small = self.buffers.lend(Size::Small);
-            inbox.size = Size::Small;
-            inbox.move_to(small);
+        } else {
+            let size = Size::holding(inbox.sealed.len());
+            if inbox.buffer.as_ref().is_some_and(|b| b.size() > size) {
+                let next = self.buffers.lend(size);
+                inbox.move_to(next);
+            }
         }
     }
 
@@ -396,15 +405,20 @@ impl Wire {
     /// The socket's.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>, sent: &mut usize) -> Poll<io::Result<()>> {
         loop {
-            let control = self.session.outgoing();
+            let control = &mut *self.session.outgoing();
             let out = &mut self.outbox;
             if out.buffer.is_none() && control.is_empty() {
                 return Poll::Ready(Ok(()));
             }
             let sealed = out.buffer.as_ref().and_then(|b| b.get(out.sealed.clone()));
             let (before, behind) = control.split_at(out.control_first.min(control.len()));
-            let slices = [before, sealed.unwrap_or_default(), behind].map(IoSlice::new);
-            let n = ready!(self.leg.poll_send(cx, &slices))?;
+            let sealed = sealed.unwrap_or_default();
+            let n = if control.is_empty() {
+                ready!(self.leg.poll_send(cx, &[IoSlice::new(sealed)]))?
+            } else {
+                let slices = [before, sealed, behind].map(IoSlice::new);
+                ready!(self.leg.poll_send(cx, &slices))?
+            };
             let first = n.min(before.len());
             let second = (n - first).min(out.sealed.len());
             let third = n - first - second;
@@ -448,6 +462,13 @@ impl Wire {
 }
 
 impl Inbox {
+    /// `n` bytes were read into room for `size`.
+    fn filled(&mut self, n: usize, size: usize) {
+        self.ended = n == 0;
+        self.sealed.end += n;
+        self.size = self.size.after(n, size);
+    }
+
     /// Goes on in another buffer, with what is not opened yet at its front.
     fn move_to(&mut self, mut next: Buffer) {
         let rest = self.buffer.as_ref().and_then(|b| b.get(self.sealed.clone()));
@@ -486,7 +507,13 @@ pub struct Slots {
 impl Slots {
     /// The application data that fits one slot.
     fn payload(&self) -> usize {
-        MAX_PLAINTEXT + RECORD_HEADER - self.head
+        let most = MAX_PLAINTEXT + RECORD_HEADER - self.head;
+        most.min(self.buffer.len() - self.head - RECORD_TRAILER)
+    }
+
+    /// How many there are. The only one of a tiny buffer is shorter than a record.
+    fn count(&self) -> usize {
+        (self.buffer.len() / RECORD).max(1)
     }
 
     /// Reads from `leg` into the slots, in order.
@@ -495,19 +522,19 @@ impl Slots {
     /// The socket's.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>, leg: &mut Leg) -> Poll<io::Result<usize>> {
         let (head, payload) = (self.head, self.payload());
+        let slots = self.count();
         let mut slices = self.buffer.chunks_mut(RECORD).filter_map(|slot| {
             let data = slot.get_mut(head..head + payload)?;
             Some(IoSliceMut::new(data))
         });
-        // The unused ones stay empty; readv(2) passes over them.
-        let mut into: [IoSliceMut<'_>; crate::buffers::RUN] =
+        let mut into: [IoSliceMut<'_>; RUN] =
             std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-        leg.poll_recv(cx, &mut into)
+        leg.poll_recv(cx, into.get_mut(..slots).unwrap_or_default())
     }
 
     /// How many bytes fit.
     pub fn capacity(&self) -> usize {
-        self.buffer.len() / RECORD * self.payload()
+        self.count() * self.payload()
     }
 
     /// Seals the first `n` bytes. Gives the buffer that the records are in, from its

@@ -44,10 +44,10 @@ fn a_connection_is_no_larger_than_it_was() {
     let serve_in = of_three::<&'static Rc<Lane>, Guard, Leg, _>(inbound::serve);
     let serve_out = of_three::<&'static Rc<Lane>, &'static Rc<Conn>, Leg, _>(outbound::serve);
     let sizes = [
-        ("inbound::serve", serve_in, 5888),
-        ("outbound::serve", serve_out, 5400),
-        ("relay::plain", of_four(plain), 4880),
-        ("relay::secure", of_three(secure), 2600),
+        ("inbound::serve", serve_in, 320),
+        ("outbound::serve", serve_out, 352),
+        ("relay::plain", of_four(plain), 464),
+        ("relay::secure", of_three(secure), 264),
         ("Wire", size_of::<Wire>(), 376),
         ("Conn", size_of::<Conn>(), 336),
         ("Leg", size_of::<Leg>(), 72),

@@ -127,6 +127,46 @@ impl Process {
         self.child.id()
     }
 
+    /// How much CPU time its threads have had that are alive now, to the nanosecond.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn cpu(&self) -> Result<Duration, Failure> {
+        let mut total = Duration::ZERO;
+        for task in fs::read_dir(self.proc("task")).context(|| "its threads")? {
+            let line =
+                fs::read_to_string(task?.path().join("schedstat")).context(|| "schedstat")?;
+            let nanoseconds = line.split(' ').next().and_then(|first| first.parse().ok());
+            total += Duration::from_nanos(nanoseconds.unwrap_or_default());
+        }
+        Ok(total)
+    }
+
+    /// How much memory it has resident, in bytes.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn resident(&self) -> Result<u64, Failure> {
+        let status = fs::read_to_string(self.proc("status")).context(|| "its status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kibibytes
+            .map(|kibibytes| kibibytes << 10)
+            .ok_or_else(|| Failure::Unexpected(format!("no VmRSS of {}", self.name)))
+    }
+
+    /// How many file descriptors it has open.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn descriptors(&self) -> Result<usize, Failure> {
+        Ok(fs::read_dir(self.proc("fd")).context(|| "its descriptors")?.count())
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        Path::new("/proc").join(self.pid().to_string()).join(file)
+    }
+
     /// Sends it a signal. One that has already ended is left alone.
     ///
     /// # Errors

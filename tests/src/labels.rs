@@ -72,6 +72,12 @@ pub mod metric {
     pub const TERMINATED: &str = "pillion_authz_terminated_total";
     /// Handshakes, by `direction` and `result`.
     pub const HANDSHAKES: &str = "pillion_tls_handshakes_total";
+    /// App connections that went out through a tunnel, by `reused`.
+    pub const STREAMS: &str = "pillion_tunnel_streams_total";
+    /// Tunnels without an app connection, to servers and from clients.
+    pub const IDLE: &str = "pillion_tunnels_idle";
+    /// Bytes of apps, by `direction` and `flow`.
+    pub const BYTES: &str = "pillion_tcp_bytes_total";
     /// Attempts of a pod to dial its own sidecar's ports.
     pub const SELF_CALL: &str = "pillion_self_call_total";
     /// Certificate reloads, by `result`.
@@ -90,6 +96,10 @@ pub mod reason {
     pub const PEER_RESET: &str = "peer_reset";
     /// FIN without `close_notify`.
     pub const TRUNCATED: &str = "truncated";
+    /// A peer breaks a rule of the tunnel's protocol.
+    pub const TUNNEL_ERROR: &str = "tunnel_error";
+    /// The peer's proxy has refused the stream.
+    pub const REFUSED_BY_PEER: &str = "refused_by_peer";
     /// The policy says no.
     pub const DENIED: &str = "denied";
     /// A new policy denies a connection that was open.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
 use crate::labels::{CLIENT, SERVER, direction, field, metric};
+use crate::stream::exchange;
 use crate::{Failure, MeshOptions, Pod, Sidecar, Testbed, accept, policy};
 
 /// A pod that calls and a pod that serves, each with its sidecar: the server is strict and lets
@@ -65,6 +66,16 @@ impl Pair {
         let client = self.client.connect(listener.local_addr()?)?;
         let server = accept(listener)?;
         Ok((client, server))
+    }
+
+    /// One connection from the client's app to the server's: a request and its FIN, the answer and
+    /// its FIN, all of it checked.
+    ///
+    /// # Errors
+    /// It is not served so; nothing is tried twice.
+    pub fn exchange(&self, listener: &TcpListener) -> Result<(), Failure> {
+        let (client, server) = self.open(listener)?;
+        exchange(client, server)
     }
 
     /// A listener in the server's pod, on one of its addresses.

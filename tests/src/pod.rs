@@ -62,6 +62,27 @@ impl Pod {
             "-n {own} link add eth0 type veth peer name {port} netns {switch}"
         ))?;
         namespace::ip(&format!("-n {switch} link set {port} master br0 up"))?;
+        self.set_up_link()
+    }
+
+    /// Joins this pod and `other` by a pair of virtual interfaces alone, without the
+    /// switch between them: for a measurement, to which the switch would add its own work.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn join_directly(&self, other: &Self) -> Result<(), Failure> {
+        let (own, others) = (&self.namespace, &other.namespace);
+        for pod in [own, others] {
+            namespace::ip(&format!("-n {pod} link del eth0"))?;
+        }
+        namespace::ip(&format!("-n {own} link add eth0 type veth peer name eth0 netns {others}"))?;
+        self.set_up_link()?;
+        other.set_up_link()
+    }
+
+    /// Gives `eth0` its addresses and routes.
+    fn set_up_link(&self) -> Result<(), Failure> {
+        let own = &self.namespace;
         namespace::ip(&format!("-n {own} addr add {}/24 dev eth0", self.v4))?;
         if let Some(v6) = self.v6 {
             // Without duplicate address detection an address serves at once.

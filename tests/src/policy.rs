@@ -54,6 +54,12 @@ pub fn call(servers: &[IpAddr], identity: &str) -> String {
     ))
 }
 
+/// The same with a TLS connection of its own for each connection of the app.
+#[must_use]
+pub fn call_without_reuse(servers: &[IpAddr], identity: &str) -> String {
+    call(servers, identity).replace("action: mtls,", "action: mtls, tunnelReuse: false,")
+}
+
 /// Outbound to `servers` denied; inbound nothing.
 #[must_use]
 pub fn call_denied(servers: &[IpAddr]) -> String {
@@ -98,6 +104,13 @@ mod tests {
     fn addresses_are_quoted() {
         let servers = ["10.77.0.2".parse().unwrap(), "fd77::2".parse().unwrap()];
         assert!(call(&servers, "spiffe://d/s").contains("ipBlocks: [\"10.77.0.2\", \"fd77::2\"]"));
+    }
+
+    #[test]
+    fn reuse_is_turned_off_where_it_is_said() {
+        let servers = ["10.77.0.2".parse().unwrap()];
+        assert!(call_without_reuse(&servers, "spiffe://d/s").contains("tunnelReuse: false"));
+        assert!(!call(&servers, "spiffe://d/s").contains("tunnelReuse"));
     }
 
     #[test]

@@ -2,8 +2,20 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use crate::Failure;
+
+/// Every variable that the testbed reads: the proxy would warn of those it does not know.
+const VARIABLES: [&str; 6] = [
+    "PILLION_BIN_DIR",
+    "PILLION_TEST_IPV6",
+    "PILLION_TEST_BULK_MIB",
+    "PILLION_TEST_TLS_ENGINE",
+    "PILLION_TEST_CHURN_SECONDS",
+    "PILLION_TEST_ENVOY",
+];
 
 /// What a person may set for a run of the suites, read from the environment once a testbed.
 #[derive(Debug, Clone)]
@@ -11,6 +23,9 @@ pub struct Settings {
     bin_dir: PathBuf,
     ipv6: bool,
     bulk_bytes: u64,
+    tls_engine: Option<String>,
+    churn: Duration,
+    envoy: PathBuf,
 }
 
 /// The only reader of the environment in the testbed.
@@ -21,8 +36,11 @@ fn variable(name: &str) -> Option<OsString> {
 
 impl Settings {
     /// Reads `PILLION_BIN_DIR` (where the binaries are; by default beside the test's own
-    /// `deps` directory), `PILLION_TEST_IPV6=off` (the whole suite runs in pods without IPv6)
-    /// and `PILLION_TEST_BULK_MIB` (the size of a bulk transfer; 1024 by default).
+    /// `deps` directory), `PILLION_TEST_IPV6=off` (the whole suite runs in pods without IPv6),
+    /// `PILLION_TEST_BULK_MIB` (the size of a bulk transfer; 1024 by default),
+    /// `PILLION_TEST_TLS_ENGINE` (`PILLION_TLS_ENGINE` of every sidecar; the proxy's default if it
+    /// is not set), `PILLION_TEST_CHURN_SECONDS` (how long the churn goes on; 20 by default) and
+    /// `PILLION_TEST_ENVOY` (Envoy's binary; by default where `scripts/bench-setup` puts it).
     ///
     /// # Errors
     /// A value that means nothing, or a test binary that cannot find itself.
@@ -37,15 +55,27 @@ impl Settings {
             Some(value) if value == "off" => false,
             Some(value) => return Err(bad_variable("PILLION_TEST_IPV6", &value, "on or off")),
         };
-        let mebibytes = match variable("PILLION_TEST_BULK_MIB") {
-            None => 1024,
-            Some(value) => value
-                .to_str()
-                .and_then(|text| text.parse::<u32>().ok())
-                .filter(|mebibytes| *mebibytes > 0)
-                .ok_or_else(|| bad_variable("PILLION_TEST_BULK_MIB", &value, "mebibytes, 1 up"))?,
+        let mebibytes = number("PILLION_TEST_BULK_MIB", 1024, "mebibytes, 1 up")?;
+        let churn = number("PILLION_TEST_CHURN_SECONDS", 20, "seconds, 1 up")?;
+        let tls_engine = match variable("PILLION_TEST_TLS_ENGINE") {
+            None => None,
+            Some(value) if value == "records" || value == "rustls" => value.into_string().ok(),
+            Some(value) => {
+                return Err(bad_variable("PILLION_TEST_TLS_ENGINE", &value, "records or rustls"));
+            }
         };
-        Ok(Self { bin_dir, ipv6, bulk_bytes: u64::from(mebibytes) << 20 })
+        let envoy = match variable("PILLION_TEST_ENVOY") {
+            Some(path) => PathBuf::from(path),
+            None => bin_dir.join("../bench-tools/envoy"),
+        };
+        Ok(Self {
+            bin_dir,
+            ipv6,
+            bulk_bytes: u64::from(mebibytes) << 20,
+            tls_engine,
+            churn: Duration::from_secs(churn.into()),
+            envoy,
+        })
     }
 
     /// The path of one of the project's binaries.
@@ -74,6 +104,40 @@ impl Settings {
     pub fn bulk_bytes(&self) -> u64 {
         self.bulk_bytes
     }
+
+    /// What carries the records of every sidecar's TLS; `None` leaves it to the proxy's default.
+    #[must_use]
+    pub fn tls_engine(&self) -> Option<&str> {
+        self.tls_engine.as_deref()
+    }
+
+    /// How long the churn goes on.
+    #[must_use]
+    pub fn churn(&self) -> Duration {
+        self.churn
+    }
+
+    /// Envoy's binary.
+    ///
+    /// # Errors
+    /// It is not installed; the message says how it is.
+    pub fn envoy(&self) -> Result<PathBuf, Failure> {
+        if self.envoy.is_file() {
+            return Ok(self.envoy.clone());
+        }
+        Err(Failure::Unexpected(format!(
+            "{} is missing: run scripts/bench-setup, or name Envoy's binary in PILLION_TEST_ENVOY",
+            self.envoy.display()
+        )))
+    }
+
+    /// Keeps the testbed's own variables from a program.
+    pub fn hide(command: &mut Command) -> &mut Command {
+        for name in VARIABLES {
+            command.env_remove(name);
+        }
+        command
+    }
 }
 
 /// `target/<profile>`, seen from `target/<profile>/deps/<this test>`.
@@ -85,6 +149,13 @@ fn beside_this_test() -> Result<PathBuf, Failure> {
     directory
         .map(PathBuf::from)
         .ok_or_else(|| Failure::Unexpected(format!("{} is in no directory", executable.display())))
+}
+
+/// A number from 1 up.
+fn number(name: &str, default: u32, wanted: &str) -> Result<u32, Failure> {
+    let Some(value) = variable(name) else { return Ok(default) };
+    let parsed = value.to_str().and_then(|text| text.parse().ok());
+    parsed.filter(|number| *number > 0).ok_or_else(|| bad_variable(name, &value, wanted))
 }
 
 fn bad_variable(name: &str, value: &OsString, wanted: &str) -> Failure {

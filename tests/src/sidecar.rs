@@ -12,7 +12,7 @@ use crate::exec::tail;
 use crate::labels::{field, metric, port};
 use crate::testbed::give_to;
 use crate::{
-    Context, Failure, LogLine, Metrics, Pod, Process, Testbed, complete, http, wait_until,
+    Context, Failure, LogLine, Metrics, Pod, Process, Settings, Testbed, complete, http, wait_until,
 };
 
 /// The user that the redirect rules let pass.
@@ -393,10 +393,11 @@ fn start(pod: &Pod, options: &MeshOptions) -> Result<Process, Failure> {
         .env("PILLION_TLS_KEY_FILE", tls.join("tls.key"))
         .env("PILLION_TLS_CA_FILE", tls.join("ca.crt"))
         .env("PILLION_ACCESS_LOG", "all")
-        .env("PILLION_LOG_FORMAT", "json")
-        .env_remove("PILLION_BIN_DIR")
-        .env_remove("PILLION_TEST_IPV6")
-        .env_remove("PILLION_TEST_BULK_MIB");
+        .env("PILLION_LOG_FORMAT", "json");
+    if let Some(engine) = pod.settings().tls_engine() {
+        command.env("PILLION_TLS_ENGINE", engine);
+    }
+    Settings::hide(&mut command);
     command.envs(options.env.iter().map(|(name, value)| (name, value)));
     pod.spawn("proxy", &mut command)
 }

@@ -108,6 +108,26 @@ pub fn pass(from: &mut TcpStream, to: &mut TcpStream, message: &[u8]) -> Result<
     )))
 }
 
+/// A request with its FIN and an answer with its FIN, all of it checked.
+///
+/// # Errors
+/// It is not passed on so.
+pub fn exchange(mut client: TcpStream, mut server: TcpStream) -> Result<(), Failure> {
+    say_all(&mut client, &mut server, b"what is the answer?")?;
+    say_all(&mut server, &mut client, b"forty-two, as always")
+}
+
+/// All that one app says, which the other must get: a message and FIN.
+fn say_all(from: &mut TcpStream, to: &mut TcpStream, message: &[u8]) -> Result<(), Failure> {
+    from.write_all(message).context(|| "a message of an exchange")?;
+    from.shutdown(Shutdown::Write).context(|| "the FIN of an exchange")?;
+    let came = read_to_end(to)?;
+    if came == (message.to_vec(), End::Fin) {
+        return Ok(());
+    }
+    Err(Failure::Unexpected(format!("{message:?} and FIN became {came:?}")))
+}
+
 /// Breaks a connection off with a RST, as a crashed application's kernel does.
 ///
 /// # Errors

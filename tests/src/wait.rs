@@ -7,6 +7,13 @@ use crate::Failure;
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
+/// Lets time pass, where what is tested is that nothing happens in it.
+pub fn let_pass(time: Duration) {
+    let start = Instant::now();
+    // It never fails: the condition comes true at the limit.
+    let _ = wait_until("time", time * 2, || Ok((start.elapsed() >= time).then_some(())));
+}
+
 /// Polls until `poll` gives a value, and returns it.
 ///
 /// The condition is always looked at once more after `limit` has passed, so a slow machine

@@ -6,8 +6,8 @@ use std::time::Duration;
 use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, port, reason};
 use pillion_testbed::stream::{ask, pass};
 use pillion_testbed::{
-    Failure, Finished, MeshOptions, Pair, Pod, Sidecar, Testbed, accept, complete, finish,
-    http_get, http_request, policy, run, run_with, untouched, wait_until,
+    Failure, Finished, MeshOptions, Pair, Pod, Settings, Sidecar, Testbed, accept, complete,
+    finish, http_get, http_request, policy, run, run_with, untouched, wait_until,
 };
 use serde_json::Value;
 
@@ -152,8 +152,7 @@ fn what_needs_a_certificate_waits_for_one() {
 /// Runs the proxy in a pod, with nothing but `env`, to its end.
 fn run_proxy(pod: &Pod, env: &[(&str, &str)]) -> Result<Finished, Failure> {
     let mut command = pod.command(pod.settings().binary("pillion-proxy")?);
-    command.env_remove("PILLION_BIN_DIR").env_remove("PILLION_TEST_IPV6");
-    command.env_remove("PILLION_TEST_BULK_MIB").envs(env.iter().copied());
+    Settings::hide(&mut command).envs(env.iter().copied());
     finish(&mut command)
 }
 

@@ -208,6 +208,8 @@ impl Stack {
         let stack =
             Self { kind, client, server, address, pids, _server: serving, _proxies: proxies };
         stack.check()?;
+        // The switch was there to look at. What it costs to pass it is not the proxies'.
+        stack.client.join_directly(&stack.server)?;
         Ok(stack)
     }
 

@@ -124,6 +124,8 @@ pub struct Config {
     pub max_pending_handshakes: usize,
     /// Worker threads.
     pub workers: usize,
+    /// Whether workers may poll before they sleep.
+    pub busy_poll: bool,
     /// `tracing` filter directives.
     pub log: String,
     /// Shape of the log.
@@ -195,6 +197,7 @@ impl Config {
             workers: r
                 .optional_number("PILLION_WORKERS", 1..=256)
                 .unwrap_or_else(parse::default_workers),
+            busy_poll: r.choice("PILLION_BUSY_POLL", &[("auto", true), ("off", false)]),
             log: r.log_filter("PILLION_LOG"),
             log_format: r.choice(
                 "PILLION_LOG_FORMAT",

@@ -110,6 +110,11 @@ pub const VARIABLES: &[Variable] = &[
     ),
     var("PILLION_WORKERS", "", "Worker threads. Default: the cgroup's CPUs, at most 2."),
     var(
+        "PILLION_BUSY_POLL",
+        "auto",
+        "auto: a worker polls for a moment before it sleeps, while that pays. off: it never does.",
+    ),
+    var(
         "PILLION_LOG",
         "info",
         "Log filter: error, warn, info, debug, trace, or tracing directives.",

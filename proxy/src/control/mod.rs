@@ -4,10 +4,12 @@
 mod reload;
 mod resolve;
 mod source;
+mod throttle;
 
 pub use reload::Reload;
 pub use resolve::Resolver;
 pub use source::Report;
+pub use throttle::watch_throttling;
 
 use tokio::sync::mpsc;
 

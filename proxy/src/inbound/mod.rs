@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use pillion_certs::generation::TlsGeneration;
 use pillion_certs::verify::VerifiedPeer;
-use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncReadExt;
 
 use crate::detect::{self, Hello, MAX_HELLO};
@@ -24,7 +23,8 @@ use crate::wire::Wire;
 
 mod streams;
 
-/// Serves a redirected connection to its end.
+/// Serves a redirected connection to its end. Each stage has a future of its own, which
+/// goes when it is over: what an idle connection holds is the last one.
 pub async fn serve(lane: &Rc<Lane>, guard: Guard, leg: Leg) {
     let conn = Rc::clone(&guard.conn);
     let reason = match Box::pin(conn.unless_stopped(identify(lane, &conn, leg))).await {
@@ -32,7 +32,7 @@ pub async fn serve(lane: &Rc<Lane>, guard: Guard, leg: Leg) {
         Ok((dst, Downstream::Tls(wire, made))) if wire.tunnel().is_some() => {
             return Box::pin(streams::serve(lane, guard, wire, made, dst)).await;
         }
-        Ok((dst, downstream)) => serve_one(lane, &conn, dst, downstream).await,
+        Ok((dst, downstream)) => Box::pin(serve_one(lane, &conn, dst, downstream)).await,
     };
     guard.end(reason);
 }
@@ -93,8 +93,7 @@ enum Downstream {
 /// What the handshake found out about the client.
 struct Identified {
     peer: VerifiedPeer,
-    /// Its certificates, to check them again when ours have changed.
-    chain: Vec<CertificateDer<'static>>,
+    /// What it was verified with.
     generation: Arc<TlsGeneration>,
 }
 
@@ -120,8 +119,8 @@ async fn identify(
     let port = dst.0.port();
     let downstream = match policy.inbound_mode(port) {
         Mode::Disable => Downstream::Plain(leg),
-        Mode::Strict => strict(lane, conn, leg, &policy, port).await?,
-        Mode::Permissive => permissive(lane, conn, leg, &policy, port).await?,
+        Mode::Strict => Box::pin(strict(lane, conn, leg, &policy, port)).await?,
+        Mode::Permissive => Box::pin(permissive(lane, conn, leg, &policy, port)).await?,
     };
     if !matches!(downstream, Downstream::Tls(..)) {
         conn.set_tls(Tls::Plaintext);
@@ -214,10 +213,10 @@ async fn strict(
         let mesh = match hello {
             Hello::Tls { mesh } => mesh,
             Hello::NotTls | Hello::Incomplete => {
-                let request = read_probe(&mut leg, &mut seen, policy, port).await;
+                let request = Box::pin(read_probe(&mut leg, &mut seen, policy, port)).await;
                 return match request {
                     Some(request) => Ok(Downstream::Probe(leg, request)),
-                    None => Err(refuse_plaintext(&lane.shared, conn, leg, seen).await),
+                    None => Err(Box::pin(refuse_plaintext(&lane.shared, conn, leg, seen)).await),
                 };
             }
         };
@@ -242,7 +241,7 @@ async fn permissive(
         let (mut seen, hello) = first_bytes(&mut leg).await?;
         let probe = match hello {
             Hello::Tls { .. } => None,
-            _ => read_probe(&mut leg, &mut seen, policy, port).await,
+            _ => Box::pin(read_probe(&mut leg, &mut seen, policy, port)).await,
         };
         Ok((seen, hello, probe))
     };
@@ -285,6 +284,8 @@ async fn read_probe(
 /// Reads until the bytes show what they are. An end of stream before that shows
 /// it too: what was sent is all there is.
 async fn first_bytes(leg: &mut Leg) -> Result<(Vec<u8>, Hello), CloseReason> {
+    // A connection that says nothing has no buffer.
+    std::future::poll_fn(|cx| leg.poll_readable(cx)).await.map_err(|e| tls::classify(&e).0)?;
     let mut seen = Vec::with_capacity(2048);
     loop {
         let n = leg.read_buf(&mut seen).await.map_err(|e| tls::classify(&e).0)?;
@@ -308,13 +309,12 @@ async fn terminate(
     let started = Instant::now();
     let engine = shared.config.tls_engine;
     match tls::accept(&mut leg, seen, mesh, &generation, engine).await {
-        Ok(mut made) => {
+        Ok(made) => {
             shared.metrics.handshake(Direction::Inbound, "ok");
             shared.metrics.handshake_seconds(Direction::Inbound, started.elapsed().as_secs_f64());
             conn.set_tls(Tls::Mtls);
             conn.set_peer(made.peer.clone());
-            let chain = std::mem::take(&mut made.chain);
-            let identified = Identified { peer: made.peer.clone(), chain, generation };
+            let identified = Identified { peer: made.peer.clone(), generation };
             let wire = Wire::new(leg, made, Role::Server, &lane.buffers);
             Ok(Downstream::Tls(Box::new(wire), Box::new(identified)))
         }

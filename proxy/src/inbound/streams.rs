@@ -2,25 +2,18 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::UnixTime;
 
 use crate::lane::{Held, Lane};
 use crate::live::{Conn, Guard, Tls};
 use crate::net::{ClientAddr, OriginalDst};
-use crate::relay;
+use crate::relay::{self, Ended};
 use crate::telemetry::{CloseReason, Direction};
 use crate::tunnel;
 use crate::wire::{self, Received, Wire};
 
 use super::{Identified, connect_app, ended_with, judge, limits};
-
-/// How long a client's tunnel may be idle; longer than a client of ours keeps one, so
-/// that it is the client that ends it.
-const IDLE: Duration = Duration::from_secs(60);
-/// How long a client that was told to go away may take to see it.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Serves the tunnel until either side gives it up. `guard` is of the connection that
 /// the handshake was made for, and so of the first stream; each further stream is a
@@ -36,32 +29,33 @@ pub(super) async fn serve(
     let mut guard = Some(guard);
     loop {
         let opened = match &guard {
-            Some(guard) => guard.conn.unless_stopped(next_open(lane, &mut wire)).await,
+            Some(guard) => Box::pin(guard.conn.unless_stopped(next_open(lane, &mut wire))).await,
             None => {
                 let _held = Held::new(&lane.shared);
-                next_open(lane, &mut wire).await
+                Box::pin(next_open(lane, &mut wire)).await
             }
         };
         match opened {
             Ok(()) => {}
-            Err(CloseReason::Closed) => {
+            Err(Ended { reason: CloseReason::Closed, .. }) => {
                 wire.close();
                 if let Some(guard) = guard {
                     guard.end(CloseReason::Closed);
                 }
                 return;
             }
-            Err(reason) => {
+            Err(ended) => {
                 // What goes wrong between two streams has a line of its own.
                 let guard = guard.unwrap_or_else(|| begin(lane, source, dst, &client));
-                wire.abort(reason.to_peer());
+                wire.abort(ended.reason.to_peer());
+                let reason = ended_with(&guard.conn, ended);
                 return guard.end(reason);
             }
         }
         let stream = guard.take().unwrap_or_else(|| begin(lane, source, dst, &client));
         let reason = serve_stream(lane, &stream.conn, &mut wire, &mut client, dst).await;
         // A RESET behind our FIN could meet the client's next OPEN on the way.
-        if reason != CloseReason::Closed && !relay::hear_out(&mut wire).await {
+        if reason != CloseReason::Closed && !Box::pin(relay::hear_out(&mut wire)).await {
             wire.abort(reason.to_peer());
             return stream.end(reason);
         }
@@ -111,7 +105,7 @@ fn still_trusted(lane: &Lane, conn: &Conn, client: &mut Identified) -> Result<()
     if unchanged && client.peer.is_valid_at(UnixTime::now()) {
         return Ok(());
     }
-    client.peer = generation.verified_peer(Some(&client.chain)).map_err(|refusal| {
+    client.peer = generation.verified_peer(Some(client.peer.chain())).map_err(|refusal| {
         conn.set_detail(format!("{}: {refusal}", refusal.label()));
         CloseReason::CertificateRefused
     })?;
@@ -125,19 +119,19 @@ fn still_trusted(lane: &Lane, conn: &Conn, client: &mut Identified) -> Result<()
 ///
 /// # Errors
 /// [`CloseReason::Closed`] when the tunnel has ended as it should, else what went wrong.
-async fn next_open(lane: &Lane, wire: &mut Wire) -> Result<(), CloseReason> {
+async fn next_open(lane: &Lane, wire: &mut Wire) -> Result<(), Ended> {
     let mut retired = lane.retired();
     let may_wait = wire.tunnel().is_some_and(tunnel::End::is_reusable);
     if may_wait {
         tokio::select! {
             biased;
             opened = opened(wire) => return opened,
-            () = tokio::time::sleep(IDLE) => {}
+            () = tokio::time::sleep(tunnel::SERVER_IDLE) => {}
             // It cannot fail while the lane is there.
             _ = retired.changed() => {}
         }
         if wire.queue(&tunnel::goaway()).is_err() {
-            return Err(CloseReason::Closed);
+            return Err(CloseReason::Closed.into());
         }
     }
     let goes_away = async {
@@ -145,11 +139,12 @@ async fn next_open(lane: &Lane, wire: &mut Wire) -> Result<(), CloseReason> {
         flush.await.map_err(|_| CloseReason::Closed)?;
         opened(wire).await
     };
-    tokio::time::timeout(GRACE, goes_away).await.unwrap_or(Err(CloseReason::Closed))
+    let over = Err(CloseReason::Closed.into());
+    tokio::time::timeout(tunnel::GOAWAY_GRACE, goes_away).await.unwrap_or(over)
 }
 
 /// Resolves with the next OPEN, or the tunnel's end.
-async fn opened(wire: &mut Wire) -> Result<(), CloseReason> {
+async fn opened(wire: &mut Wire) -> Result<(), Ended> {
     loop {
         match wire.receive() {
             Ok(None) => {
@@ -158,12 +153,14 @@ async fn opened(wire: &mut Wire) -> Result<(), CloseReason> {
                 fill.await.map_err(|_| CloseReason::Closed)?;
             }
             Ok(Some(Received::Open(_))) => return Ok(()),
-            Ok(Some(Received::Closed)) => return Err(CloseReason::Closed),
-            Ok(Some(_)) => return Err(CloseReason::TunnelError),
+            Ok(Some(Received::Closed)) => return Err(CloseReason::Closed.into()),
+            // Nothing else gets past the tunnel's state machine without a stream.
+            Ok(Some(_)) => return Err(CloseReason::TunnelError.into()),
             Err(e) => {
-                return Err(match wire::classify(&e).0 {
-                    CloseReason::Truncated => CloseReason::Closed,
-                    reason => reason,
+                let (reason, detail) = wire::classify(&e);
+                return Err(match reason {
+                    CloseReason::Truncated => CloseReason::Closed.into(),
+                    _ => Ended { reason, detail },
                 });
             }
         }

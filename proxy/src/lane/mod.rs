@@ -34,9 +34,11 @@ pub struct Lane {
 
 impl Lane {
     /// A worker without connections.
-    pub fn new(shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+    pub fn new(shared: Arc<Shared>, worker: usize) -> Rc<Self> {
+        // Workers must not draw alike, nor one process as another.
+        let seed = fastrand::u64(..);
         Rc::new(Self {
-            registry: Registry::new(Arc::clone(&shared)),
+            registry: Registry::new(Arc::clone(&shared), worker),
             buffers: Buffers::new(),
             pipes: Pipes::new(),
             tunnels: Tunnels::new(Arc::clone(&shared), seed),

@@ -203,13 +203,13 @@ impl Conn {
     ///
     /// # Errors
     /// The story's own end, or the reason it was stopped for.
-    pub async fn unless_stopped<T>(
+    pub async fn unless_stopped<T, E: From<CloseReason>>(
         &self,
-        story: impl Future<Output = Result<T, CloseReason>>,
-    ) -> Result<T, CloseReason> {
+        story: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         tokio::select! {
             biased;
-            reason = self.stopped() => Err(reason),
+            reason = self.stopped() => Err(reason.into()),
             result = story => result,
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -152,8 +152,12 @@ pub struct Shared {
     pub published: Published,
     /// Connections open now, on all workers.
     pub open: AtomicUsize,
+    /// The same by worker.
+    pub loads: Vec<AtomicUsize>,
     /// The most that may be open.
     pub max_connections: usize,
+    /// Whether workers may wait awake: not while the CPU quota holds the process back.
+    pub may_busy_poll: AtomicBool,
     /// Keeps errors of accept(2) to one line a second.
     pub log_limiter: LogLimiter,
     /// To the control thread's resolver.
@@ -164,6 +168,17 @@ impl Shared {
     /// How many connections are open now.
     pub fn open_connections(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// The worker that should take a connection which worker `me` has accepted, if that
+    /// is another one. The kernel spreads connections by a hash, and long-lived ones
+    /// would stay where it put them.
+    pub fn better_placed(&self, me: usize) -> Option<usize> {
+        let loads = || self.loads.iter().map(|load| load.load(Ordering::Relaxed));
+        let mine = loads().nth(me)?;
+        let (other, least) = loads().enumerate().min_by_key(|(_, load)| *load)?;
+        // To hand one over costs a wake-up: a small difference is not worth it.
+        (mine > least + 1 + mine / 16).then_some(other)
     }
 
     /// Records a verdict: on the connection, in the metrics, and, where the audit

@@ -17,6 +17,7 @@ use super::{Conn, Shared};
 #[derive(Debug)]
 pub struct Registry {
     shared: Arc<Shared>,
+    worker: usize,
     next_id: Cell<u64>,
     conns: RefCell<BTreeMap<u64, Rc<Conn>>>,
     /// By direction: a flood from the network must not end the app's own.
@@ -25,10 +26,11 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// An empty registry.
-    pub fn new(shared: Arc<Shared>) -> Rc<Self> {
+    /// The empty registry of a worker.
+    pub fn new(shared: Arc<Shared>, worker: usize) -> Rc<Self> {
         Rc::new(Self {
             shared,
+            worker,
             next_id: Cell::new(0),
             conns: RefCell::default(),
             inbound_handshakes: RefCell::default(),
@@ -43,6 +45,9 @@ impl Registry {
         let metrics = &self.shared.metrics;
         metrics.connection_opened(direction);
         self.shared.open.fetch_add(1, Ordering::Relaxed);
+        if let Some(load) = self.shared.loads.get(self.worker) {
+            load.fetch_add(1, Ordering::Relaxed);
+        }
         let conn = Rc::new(Conn::new(id, direction, source, metrics.byte_counters(direction)));
         self.conns.borrow_mut().insert(id, Rc::clone(&conn));
         Guard { conn, registry: Rc::clone(self), reason: Cell::new(None) }
@@ -118,6 +123,9 @@ impl Registry {
         conn.flush_bytes();
         let shared = &self.shared;
         shared.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(load) = shared.loads.get(self.worker) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
         shared.metrics.connection_closed(conn.direction, reason);
         if reason == CloseReason::Panic {
             shared.metrics.panics.inc();
@@ -171,7 +179,7 @@ impl Drop for HandshakeSlot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use tokio::sync::mpsc;
     use tokio::task::LocalSet;
@@ -189,17 +197,42 @@ mod tests {
             access_log: AccessLog::new(config.access_log, writer),
             published: Published::default(),
             open: AtomicUsize::new(0),
+            loads: vec![AtomicUsize::new(0), AtomicUsize::new(0)],
             max_connections: 1,
+            may_busy_poll: AtomicBool::new(false),
             log_limiter: LogLimiter::default(),
             resolve: mpsc::channel(1).0,
             config,
         })
     }
 
+    #[test]
+    fn a_connection_goes_to_the_worker_with_clearly_fewer() {
+        let shared = shared();
+        let place = |mine, other| {
+            for (load, value) in shared.loads.iter().zip([mine, other]) {
+                load.store(value, Ordering::Relaxed);
+            }
+            shared.better_placed(0)
+        };
+        for (mine, other, placed) in [
+            (0, 0, None),
+            (1, 0, None),
+            (2, 0, Some(1)),
+            (0, 9, None),
+            (16, 14, None),
+            (17, 14, Some(1)),
+            (1000, 940, None),
+            (1000, 900, Some(1)),
+        ] {
+            assert_eq!(place(mine, other), placed, "{mine} and {other}");
+        }
+    }
+
     #[tokio::test]
     async fn a_panic_ends_one_connection_and_is_counted() {
         let shared = shared();
-        let registry = Registry::new(Arc::clone(&shared));
+        let registry = Registry::new(Arc::clone(&shared), 0);
         let source = ClientAddr("10.0.0.1:1".parse().unwrap());
         let other = registry.register(Direction::Inbound, source);
         let panicking = registry.register(Direction::Inbound, source);

@@ -51,7 +51,7 @@ impl<'a> Copy<'a> {
         Self {
             state: State::Copying,
             flight: Flight::None,
-            size: Size::Small,
+            size: Size::default(),
             large: 0,
             small: 0,
             count,
@@ -110,11 +110,7 @@ impl<'a> Copy<'a> {
         }
         let mut buffer = self.buffers.lend(self.size);
         let n = ready!(from.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)]))?;
-        if n >= buffer.len() {
-            self.size = Size::Large;
-        } else if n < SMALL {
-            self.size = Size::Small;
-        }
+        self.size = self.size.after(n, buffer.len());
         self.large = if n >= LARGE_READ { self.large.saturating_add(n) } else { 0 };
         self.flight = Flight::Buffer(buffer, 0..n);
         Poll::Ready(Ok(n))

@@ -43,6 +43,12 @@ pub struct Ended {
     pub detail: Option<String>,
 }
 
+impl From<CloseReason> for Ended {
+    fn from(reason: CloseReason) -> Self {
+        Self { reason, detail: None }
+    }
+}
+
 /// Byte counts and deadlines of one relay.
 #[derive(Debug)]
 pub struct Limits<'a> {
@@ -181,7 +187,8 @@ async fn relay(
         }
         Err(reason) => {
             if reason == CloseReason::PolicyChanged {
-                let goodbye = tokio::time::timeout(GOODBYE, sides.say_goodbye());
+                // Boxed: it is rare, and must not make every connection larger.
+                let goodbye = Box::pin(tokio::time::timeout(GOODBYE, sides.say_goodbye()));
                 if matches!(goodbye.await, Ok(Ok(()))) {
                     sides.end_cleanly();
                 }
@@ -325,7 +332,10 @@ struct Secure<'a, 'b> {
 impl Sides for Secure<'_, '_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> [Poll<io::Result<()>>; 2] {
         let mut seal = self.seal.poll(cx, self.app, self.wire);
-        let open = self.open.poll(cx, self.app, self.wire);
+        let mut open = self.open.poll(cx, self.app, self.wire);
+        if matches!(seal, Poll::Ready(Err(_))) && open.is_pending() {
+            open = self.open.hear_last_words(cx, self.app, self.wire);
+        }
         if matches!(open, Poll::Ready(Err(_))) {
             // Our alert, if there is one.
             self.wire.flush_now();

@@ -20,7 +20,7 @@ pub(super) struct Seal<'a> {
 
 impl<'a> Seal<'a> {
     pub(super) fn new(count: &'a Cell<u64>) -> Self {
-        Self { state: State::Copying, size: Size::Small, count }
+        Self { state: State::Copying, size: Size::default(), count }
     }
 
     /// Whether this direction waits for its reader, and so would see it fail.
@@ -80,8 +80,7 @@ impl<'a> Seal<'a> {
         let mut slots = wire.slots(self.size);
         let n = ready!(slots.poll_recv(cx, app))?;
         if n > 0 {
-            self.size =
-                if n == slots.capacity() { Size::Large } else { Size::fitting(n, self.size) };
+            self.size = self.size.after(n, slots.capacity());
             wire.seal(slots, n)?;
         }
         Poll::Ready(Ok(n))
@@ -135,6 +134,23 @@ impl<'a> Open<'a> {
             self.gather(wire)?;
             if self.state == State::Copying && wire.pieces().1.is_empty() {
                 ready!(wire.poll_fill(cx))?;
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Passes on what the peer said before the reset that a write to it has met.
+    pub(super) fn hear_last_words(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &Leg,
+        wire: &mut Wire,
+    ) -> Poll<io::Result<()>> {
+        while self.state == State::Copying && wire.pieces().1.is_empty() && wire.fill_now().is_ok()
+        {
+            // Pending here means that the reactor has nothing to tell, or the app waits.
+            if let done @ Poll::Ready(_) = self.poll(cx, app, wire) {
+                return done;
             }
         }
         Poll::Pending

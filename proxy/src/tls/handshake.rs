@@ -28,7 +28,7 @@ const MAX_FLIGHT: usize = 80 * 1024;
 const CONTENT_TYPES: RangeInclusive<u8> = 20..=23;
 
 /// Room for a flight without ML-KEM and with a short chain; it grows.
-const FIRST_READ: usize = 4 * 1024;
+const FIRST_READ: usize = 2 * 1024;
 
 /// What a handshake made.
 #[derive(Debug)]
@@ -39,8 +39,6 @@ pub struct Established {
     pub peer: VerifiedPeer,
     /// Whether the two agreed on the tunnel.
     pub tunnel: bool,
-    /// The peer's certificates, for a tunnel alone, whose peer may be checked again.
-    pub chain: Vec<CertificateDer<'static>>,
     /// Ciphertext that came behind the handshake.
     pub rest: Vec<u8>,
 }
@@ -59,7 +57,7 @@ pub async fn accept(
     engine: TlsEngine,
 ) -> Result<Established, HandshakeError> {
     let tls = UnbufferedServerConnection::new(generation.server_config(mesh))?;
-    shake_hands(leg, tls, seen, generation, engine).await
+    Box::pin(shake_hands(leg, tls, seen, generation, engine)).await
 }
 
 /// Originates TLS over a connection that was just opened, and offers a `tunnel` or not.
@@ -75,7 +73,7 @@ pub async fn connect(
     // SPIFFE peers are known by their id alone: no name is sent and none is checked.
     let config = generation.client_config(tunnel);
     let tls = UnbufferedClientConnection::new(config, TlsGeneration::server_name())?;
-    shake_hands(leg, tls, Vec::new(), generation, engine).await
+    Box::pin(shake_hands(leg, tls, Vec::new(), generation, engine)).await
 }
 
 /// What is asked of either side's connection when the handshake is done.
@@ -125,9 +123,8 @@ async fn shake_hands<C: Shaken>(
         }
     };
     let tunnel = tls.alpn() == Some(ALPN_TUNNEL);
-    let chain = if tunnel { tls.certificates().unwrap_or_default().to_vec() } else { Vec::new() };
     let session = tls.into_session(engine == TlsEngine::Records)?;
-    Ok(Established { session, peer, tunnel, chain, rest: flight.bytes })
+    Ok(Established { session, peer, tunnel, rest: flight.bytes })
 }
 
 /// The peer's bytes, of which the first `given` have been shown to rustls and not yet
@@ -159,12 +156,11 @@ impl Flight {
             let next = match state {
                 Err(e) => Err(e.into()),
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    encode(&mut out, |out| data.encode(out).ok())?;
+                    encode(&mut out, &mut data)?;
                     Ok(Next::Ask)
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => {
-                    leg.write_all(&out).await?;
-                    out.clear();
+                    leg.write_all(&std::mem::take(&mut out)).await?;
                     data.done();
                     Ok(Next::Ask)
                 }
@@ -201,6 +197,8 @@ impl Flight {
             if self.bytes.len() > MAX_FLIGHT {
                 return Err(HandshakeError::Failed("a flight of more than 80 KiB".into()));
             }
+            // A handshake that waits has no room ready.
+            std::future::poll_fn(|cx| leg.poll_readable(cx)).await?;
             self.bytes.reserve(FIRST_READ);
             if leg.read_buf(&mut self.bytes).await? == 0 {
                 return Err(HandshakeError::Failed("the peer left in the handshake".into()));
@@ -215,7 +213,7 @@ async fn send_alert<C: Unbuffered>(leg: &mut Leg, tls: &mut C, shown: &mut [u8])
     let mut out = Vec::new();
     // Asked once: there is one alert, and behind it rustls would read on.
     if let Ok(ConnectionState::EncodeTlsData(mut data)) = tls.process(shown).state
-        && encode(&mut out, |out| data.encode(out).ok()).is_ok()
+        && encode(&mut out, &mut data).is_ok()
     {
         // The peer may have gone; then it needs no alert.
         let _ = leg.write_all(&out).await;

@@ -10,7 +10,9 @@ use std::ops::Range;
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
+};
 use rustls::{AlertDescription, Error, InvalidMessage};
 
 use crate::buffers::{MAX_RECORD, RECORD_HEADER, RUN};
@@ -246,7 +248,7 @@ impl<C: Unbuffered> Library<C> {
                     return Ok(Opened { consumed, found: Found::Data(0..len) });
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    encode(&mut self.outgoing, |out| data.encode(out).ok())?;
+                    encode(&mut self.outgoing, &mut data)?;
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
@@ -263,7 +265,7 @@ impl<C: Unbuffered> Library<C> {
     fn take_alert(&mut self, rest: &mut [u8]) {
         if let Ok(ConnectionState::EncodeTlsData(mut data)) = self.tls.process(rest).state {
             // Without room for it, the peer learns it from the reset.
-            let _ = encode(&mut self.outgoing, |out| data.encode(out).ok());
+            let _ = encode(&mut self.outgoing, &mut data);
         }
     }
 
@@ -277,7 +279,7 @@ impl<C: Unbuffered> Library<C> {
                     return f(&mut traffic).map_err(|_| Error::EncryptError);
                 }
                 ConnectionState::EncodeTlsData(mut data) => {
-                    encode(&mut self.outgoing, |out| data.encode(out).ok())?;
+                    encode(&mut self.outgoing, &mut data)?;
                 }
                 ConnectionState::TransmitTlsData(mut data) => match data.may_encrypt_app_data() {
                     None => data.done(),
@@ -318,19 +320,16 @@ impl<D> Traffic for rustls::unbuffered::WriteTraffic<'_, D> {
     }
 }
 
-/// Appends what `write` writes to a slice that is large enough.
-pub(super) fn encode(
-    out: &mut Vec<u8>,
-    mut write: impl FnMut(&mut [u8]) -> Option<usize>,
-) -> Result<(), Error> {
+/// Appends what `data` holds to `out`, in exactly the room that it takes.
+pub(super) fn encode<D>(out: &mut Vec<u8>, data: &mut EncodeTlsData<'_, D>) -> Result<(), Error> {
     let start = out.len();
-    for room in [1 << 10, 1 << 14, 1 << 17] {
-        out.resize(start + room, 0);
-        if let Some(n) = write(out.get_mut(start..).unwrap_or_default()) {
-            out.truncate(start + n);
-            return Ok(());
-        }
-    }
-    out.truncate(start);
-    Err(Error::EncryptError)
+    let room = match data.encode(&mut []) {
+        Err(EncodeError::InsufficientSize(e)) => e.required_size,
+        Ok(_) => return Ok(()),
+        Err(EncodeError::AlreadyEncoded) => return Err(Error::EncryptError),
+    };
+    out.reserve_exact(room);
+    out.resize(start + room, 0);
+    let slot = out.get_mut(start..).unwrap_or_default();
+    data.encode(slot).map_err(|_| Error::EncryptError).map(drop)
 }

@@ -1,6 +1,8 @@
 //! One thread, one single-threaded runtime, its own listeners and connections.
 //! What happens on the data path of a worker is shared with no other thread.
 
+mod busy_poll;
+
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ const FLUSH_EVERY: Duration = Duration::from_secs(5);
 pub enum Command {
     /// The policy has changed: judge again.
     Rejudge,
+    /// Serve a connection that another worker has accepted and has no time for.
+    Adopt(Direction, std::net::TcpStream, ClientAddr),
     /// The certificates have changed: idle tunnels are given up.
     Renew,
     /// The proxy will stop: idle tunnels are given up, and none is kept from here on.
@@ -56,12 +60,37 @@ pub struct Worker {
     pub thread: JoinHandle<()>,
 }
 
-/// Starts a worker.
+/// Starts a worker for each set of listeners.
 ///
 /// # Errors
-/// When the thread or its runtime can't be made, or a listener not be registered.
-pub fn start(n: usize, shared: Arc<Shared>, listeners: Listeners) -> io::Result<Worker> {
-    let (commands, inbox) = mpsc::unbounded_channel();
+/// When a thread or its runtime can't be made, or a listener not be registered.
+pub fn start(shared: &Arc<Shared>, sets: Vec<Listeners>) -> io::Result<Vec<Worker>> {
+    let (commands, inboxes): (Vec<_>, Vec<_>) =
+        sets.iter().map(|_| mpsc::unbounded_channel()).unzip();
+    let workers = sets.into_iter().zip(inboxes).zip(&commands).enumerate();
+    workers
+        .map(|(n, ((listeners, inbox), own))| {
+            let others = commands.iter().map(mpsc::UnboundedSender::downgrade).collect();
+            let me = Place { n, others };
+            let thread = start_one(me, Arc::clone(shared), listeners, inbox)?;
+            Ok(Worker { commands: own.clone(), thread })
+        })
+        .collect()
+}
+
+/// A worker's number, and the inboxes of all. They are weak: a worker ends when the
+/// control thread lets go of it.
+struct Place {
+    n: usize,
+    others: Vec<mpsc::WeakUnboundedSender<Command>>,
+}
+
+fn start_one(
+    me: Place,
+    shared: Arc<Shared>,
+    listeners: Listeners,
+    inbox: mpsc::UnboundedReceiver<Command>,
+) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let acceptors = {
         let _inside = runtime.enter();
@@ -70,22 +99,26 @@ pub fn start(n: usize, shared: Arc<Shared>, listeners: Listeners) -> io::Result<
         let acceptors = inbound.chain(outbound).map(|(d, l)| Ok((d, Acceptor::new(l)?)));
         acceptors.collect::<io::Result<Vec<_>>>()?
     };
-    let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
+    std::thread::Builder::new().name(format!("worker-{}", me.n)).spawn(move || {
         let local = LocalSet::new();
-        local.block_on(&runtime, work(Lane::new(shared, n as u64), acceptors, inbox));
-    })?;
-    Ok(Worker { commands, thread })
+        local.block_on(&runtime, work(Rc::new(me), shared, acceptors, inbox));
+    })
 }
 
 async fn work(
-    lane: Rc<Lane>,
+    me: Rc<Place>,
+    shared: Arc<Shared>,
     acceptors: Vec<(Direction, Acceptor)>,
     mut inbox: mpsc::UnboundedReceiver<Command>,
 ) {
+    let lane = Lane::new(shared, me.n);
     let registry = &lane.registry;
     let mut accepting = JoinSet::new();
     for (direction, acceptor) in acceptors {
-        accepting.spawn_local(accept(Rc::clone(&lane), direction, acceptor));
+        accepting.spawn_local(accept(Rc::clone(&me), Rc::clone(&lane), direction, acceptor));
+    }
+    if lane.shared.config.busy_poll {
+        tokio::task::spawn_local(busy_poll::run(Rc::clone(&lane)));
     }
     let mut flush = tokio::time::interval(FLUSH_EVERY);
     let mut sweep = tokio::time::interval(Tunnels::SWEEP_EVERY);
@@ -93,6 +126,9 @@ async fn work(
         tokio::select! {
             command = inbox.recv() => match command {
                 None => return,
+                Some(Command::Adopt(direction, stream, client)) => {
+                    adopt(&lane, direction, stream, client);
+                }
                 Some(Command::Rejudge) => {
                     registry.rejudge();
                     lane.tunnels.sweep();
@@ -128,10 +164,38 @@ async fn reset(registry: &Registry) {
     }
 }
 
-async fn accept(lane: Rc<Lane>, direction: Direction, mut acceptor: Acceptor) {
+async fn accept(me: Rc<Place>, lane: Rc<Lane>, direction: Direction, mut acceptor: Acceptor) {
     loop {
         let (stream, client) = acceptor.accept(|e| accept_failed(&lane.shared, direction, e)).await;
-        open(&lane, direction, stream, client);
+        let other = lane.shared.better_placed(me.n).and_then(|n| me.others.get(n)?.upgrade());
+        match other {
+            None => open(&lane, direction, stream, client),
+            Some(other) => hand_over(&lane, &other, direction, stream, client),
+        }
+    }
+}
+
+/// Lets another worker serve a connection. Where that can't be done, this one does.
+fn hand_over(
+    lane: &Rc<Lane>,
+    other: &mpsc::UnboundedSender<Command>,
+    direction: Direction,
+    stream: TcpStream,
+    client: ClientAddr,
+) {
+    let Ok(stream) = stream.into_std() else { return };
+    if let Err(mpsc::error::SendError(Command::Adopt(_, stream, _))) =
+        other.send(Command::Adopt(direction, stream, client))
+    {
+        adopt(lane, direction, stream, client);
+    }
+}
+
+fn adopt(lane: &Rc<Lane>, direction: Direction, stream: std::net::TcpStream, client: ClientAddr) {
+    // The reactor refuses for want of memory; then the client is reset.
+    match TcpStream::from_std(stream) {
+        Ok(stream) => open(lane, direction, stream, client),
+        Err(e) => accept_failed(&lane.shared, direction, &e),
     }
 }
 

@@ -1,0 +1,172 @@
+//! Envoy on one side and the sidecar on the other: plain mTLS, one TLS connection for each
+//! connection of the app.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::chown;
+
+use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, port, reason};
+use pillion_testbed::stream::exchange;
+use pillion_testbed::{
+    Failure, MeshOptions, Pod, Process, Sidecar, Testbed, accept, complete, policy, run,
+};
+use serde_json::{Value, json};
+
+const APP: u16 = 8080;
+
+/// The user that the redirect rules let pass.
+const PROXY_USER: u32 = 1337;
+
+/// What Envoy offers or accepts by ALPN: what Istio's sidecars say, or nothing.
+const PROTOCOLS: [&[&str]; 2] = [&["istio"], &[]];
+
+fn type_url(message: &str) -> String {
+    format!("type.googleapis.com/envoy.extensions.{message}")
+}
+
+/// mTLS as `own`, with `peer`.
+fn tls(bed: &Testbed, own: &str, peer: &str, protocols: &[&str]) -> Result<Value, Failure> {
+    let name = format!("envoy-{}", protocols.len());
+    let files = bed.issue(&bed.ca()?, own, &name)?;
+    for file in ["tls.crt", "tls.key", "ca.crt"] {
+        chown(files.join(file), Some(PROXY_USER), Some(PROXY_USER))?;
+    }
+    let file = |name: &str| json!({"filename": files.join(name)});
+    Ok(json!({
+        "alpn_protocols": protocols,
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3",
+                       "tls_maximum_protocol_version": "TLSv1_3"},
+        "tls_certificates": [{"certificate_chain": file("tls.crt"), "private_key": file("tls.key")}],
+        "validation_context": {
+            "trusted_ca": file("ca.crt"),
+            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": peer}}],
+        },
+    }))
+}
+
+/// An object with one more field.
+fn with(mut object: Value, name: &str, value: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(name.to_owned(), value);
+    }
+    object
+}
+
+fn transport(message: &str, context: Value) -> Value {
+    let url = type_url(&format!("transport_sockets.tls.v3.{message}"));
+    let context = with(context, "@type", url.into());
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": context})
+}
+
+/// One listener that takes what the rules redirect, and passes it on to where it was meant to go.
+fn bootstrap(port: u16, downstream: Option<Value>, cluster: Value) -> Value {
+    let mut chain = json!({"filters": [{
+        "name": "envoy.filters.network.tcp_proxy",
+        "typed_config": {
+            "@type": type_url("filters.network.tcp_proxy.v3.TcpProxy"),
+            "stat_prefix": "app",
+            "cluster": "app",
+        },
+    }]});
+    if let Some(downstream) = downstream {
+        chain = with(chain, "transport_socket", downstream);
+    }
+    let mut cluster = cluster;
+    for (key, value) in [
+        ("name", json!("app")),
+        ("type", json!("ORIGINAL_DST")),
+        ("lb_policy", json!("CLUSTER_PROVIDED")),
+        ("connect_timeout", json!("5s")),
+    ] {
+        cluster = with(cluster, key, value);
+    }
+    json!({"static_resources": {
+        "listeners": [{
+            "name": "redirected",
+            "address": {"socket_address": {"address": "0.0.0.0", "port_value": port}},
+            "listener_filters": [{
+                "name": "envoy.filters.listener.original_dst",
+                "typed_config": {
+                    "@type": type_url("filters.listener.original_dst.v3.OriginalDst"),
+                },
+            }],
+            "filter_chains": [chain],
+        }],
+        "clusters": [cluster],
+    }})
+}
+
+/// Installs the rules and starts Envoy behind them.
+fn start(pod: &Pod, port: u16, config: &Value) -> Result<Process, Failure> {
+    complete(&mut pod.init()?)?;
+    let file = pod.path("envoy.json");
+    fs::write(&file, config.to_string())?;
+    let mut command = pod.daemon_as(&PROXY_USER.to_string(), pod.settings().envoy()?);
+    command.arg("-c").arg(file);
+    // Hot restart shares memory between all Envoys of a machine.
+    command.args(["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]);
+    let process = pod.spawn("envoy", &mut command)?;
+    pod.wait_for_port(SocketAddr::new(pod.v4(), port))?;
+    Ok(process)
+}
+
+/// Several connections, each with its own half-closes, and what the sidecar says of them.
+fn served(client: &Pod, server: &Pod, sidecar: &Sidecar, way: &str) -> Result<(), Failure> {
+    const TIMES: u8 = 5;
+    let listener = server.listen(SocketAddr::new(server.v4(), APP))?;
+    for _ in 0..TIMES {
+        let asking = client.connect(listener.local_addr()?)?;
+        exchange(asking, accept(&listener)?)?;
+    }
+    sidecar.wait_idle()?;
+    let ok = [("direction", way), ("result", "ok")];
+    assert_eq!(sidecar.metric(metric::HANDSHAKES, &ok)?, f64::from(TIMES));
+    assert_eq!(sidecar.metric(metric::STREAMS, &[])?, 0.0, "Envoy knows no tunnel");
+    assert_eq!(sidecar.metric(metric::IDLE, &[])?, 0.0);
+    let peer = if way == direction::INBOUND { CLIENT } else { SERVER };
+    let lines = sidecar.wait_logs("a connection of Envoy's", TIMES.into(), |line| {
+        line.text(field::PEER) == peer && line.text(field::TLS) == "mtls"
+    })?;
+    assert!(lines.iter().all(|line| line.is(way, reason::CLOSED)), "{lines:?}");
+    Ok(())
+}
+
+#[test]
+fn envoy_serves_a_client_with_a_sidecar() {
+    run("envoy-server", |bed| {
+        for (number, protocols) in (0..).zip(PROTOCOLS) {
+            let (server, client) =
+                (bed.pod(&format!("srv{number}"))?, bed.pod(&format!("cli{number}"))?);
+            let context = json!({
+                "require_client_certificate": true,
+                "common_tls_context": tls(bed, SERVER, CLIENT, protocols)?,
+            });
+            let source = json!({"source_address": {"address": "127.0.0.6", "port_value": 0}});
+            let cluster = json!({"upstream_bind_config": source});
+            let context = transport("DownstreamTlsContext", context);
+            let config = bootstrap(port::INBOUND, Some(context), cluster);
+            let _envoy = start(&server, port::INBOUND, &config)?;
+            let call = MeshOptions::new(policy::call(&[server.v4()], SERVER), CLIENT);
+            let caller = client.mesh(bed, call)?;
+            served(&client, &server, &caller, direction::OUTBOUND)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn envoy_calls_a_server_with_a_sidecar() {
+    run("envoy-client", |bed| {
+        for (number, protocols) in (0..).zip(PROTOCOLS) {
+            let (server, client) =
+                (bed.pod(&format!("srv{number}"))?, bed.pod(&format!("cli{number}"))?);
+            let callee = server.mesh(bed, MeshOptions::new(policy::serve(&[CLIENT]), SERVER))?;
+            let context = json!({"common_tls_context": tls(bed, CLIENT, SERVER, protocols)?});
+            let cluster = json!({"transport_socket": transport("UpstreamTlsContext", context)});
+            let config = bootstrap(port::OUTBOUND, None, cluster);
+            let _envoy = start(&client, port::OUTBOUND, &config)?;
+            served(&client, &server, &callee, direction::INBOUND)?;
+        }
+        Ok(())
+    });
+}
