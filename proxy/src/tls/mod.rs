@@ -7,6 +7,7 @@
 //! its FIN.
 
 mod handshake;
+mod post_handshake;
 mod records;
 mod session;
 

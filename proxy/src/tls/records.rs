@@ -19,20 +19,18 @@ use rustls::{
 
 use crate::buffers::{MAX_PLAINTEXT, MAX_RECORD, RECORD_HEADER, RECORD_TRAILER};
 
+use super::post_handshake::{KEY_UPDATE, KeyUpdate, Message};
 use super::session::{Found, Opened, record_length};
 
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 
-const NEW_SESSION_TICKET: u8 = 4;
-const KEY_UPDATE: u8 = 24;
-
 /// Records under one AES-GCM key: RFC 8446, 5.5 allows 2^24.5 full ones. ChaCha20 has
 /// no limit that a sequence number could reach; it is held to the same.
 const RECORDS_PER_KEY: u64 = 1 << 24;
-/// KeyUpdates without application data between them that a peer may send, as in rustls.
-const MAX_KEY_UPDATES: u8 = 32;
+/// Records in a row without a byte for the app that a peer may send: work for nothing.
+pub(super) const MAX_FRUITLESS: u8 = 32;
 
 /// rustls's side of an established connection: the key schedule.
 pub(super) enum Schedule {
@@ -41,7 +39,7 @@ pub(super) enum Schedule {
 }
 
 impl Schedule {
-    fn next_tx(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
+    pub(super) fn next_tx(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
         match self {
             Self::Client(kernel) => kernel.update_tx_secret(),
             Self::Server(kernel) => kernel.update_tx_secret(),
@@ -95,8 +93,16 @@ pub(super) struct Records {
     schedule: Schedule,
     /// A handshake message that goes over several records.
     message: Message,
-    key_updates: u8,
-    records_per_key: u64,
+    /// Records in a row that had nothing for the app.
+    fruitless: u8,
+    /// The peer has asked for another key of ours. The answer waits for the next data, as
+    /// RFC 8446, 4.6.3 allows: whatever is asked meanwhile, it is one, and a stream that
+    /// has ended gets none.
+    answer_due: bool,
+    /// An alert of ours has ended what we send.
+    ended: bool,
+    /// After how many records the key is changed.
+    pub(super) records_per_key: u64,
     /// Control records that go out before any further data.
     pub(super) outgoing: Vec<u8>,
 }
@@ -108,7 +114,9 @@ impl Records {
             open: Keys::new(secrets.rx)?,
             schedule,
             message: Message::default(),
-            key_updates: 0,
+            fruitless: 0,
+            answer_due: false,
+            ended: false,
             records_per_key: RECORDS_PER_KEY,
             outgoing: Vec::new(),
         })
@@ -118,29 +126,39 @@ impl Records {
     /// header, with room for the trailer behind them. Gives the record's length.
     ///
     /// # Errors
-    /// No key is left to seal with; nothing may be sent any more.
+    /// No key is left to seal with, or an alert was the last record.
     pub(super) fn seal(&mut self, slot: &mut [u8], len: usize) -> Result<usize, Error> {
-        if self.seal.sequence >= self.records_per_key {
+        if self.ended || self.seal.sequence >= self.records_per_key {
             // The caller has asked `wants_key_update` before each run of records.
             return Err(Error::EncryptError);
+        }
+        if self.answer_due {
+            // A record by itself, not of a run: it goes behind what is queued.
+            self.update_key()?;
         }
         self.seal_as(APPLICATION_DATA, slot, len)
     }
 
     /// Whether the key has to be changed before `records` more are sealed.
     pub(super) fn wants_key_update(&self, records: u64) -> bool {
-        self.seal.sequence.saturating_add(records) >= self.records_per_key
+        let used_up = self.seal.sequence.saturating_add(records) >= self.records_per_key;
+        !self.ended && (used_up || self.answer_due)
     }
 
     /// Queues a KeyUpdate, and seals with the next key from here on (RFC 8446, 4.6.3).
     pub(super) fn update_key(&mut self) -> Result<(), Error> {
         self.control(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0])?;
         self.seal = Keys::new(self.schedule.next_tx()?)?;
+        self.answer_due = false;
         Ok(())
     }
 
-    /// Queues an alert: close_notify as a warning, anything else as fatal.
+    /// Queues an alert: close_notify as a warning, anything else as fatal. It is the last
+    /// thing that is sent: after one there is no other.
     pub(super) fn alert(&mut self, description: AlertDescription) -> Result<(), Error> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         let level = if description == AlertDescription::CloseNotify { 1 } else { 2 };
         self.control(ALERT, &[level, description.into()])
     }
@@ -208,36 +226,35 @@ impl Records {
         }
         let found = match kind {
             APPLICATION_DATA if self.message.is_whole() => {
-                if !content.is_empty() {
-                    self.key_updates = 0;
-                }
                 Found::Data(RECORD_HEADER..RECORD_HEADER + content.len())
             }
             ALERT if self.message.is_whole() => alert(content)?,
             HANDSHAKE => {
                 let updates = self.message.read(content, &self.schedule)?;
                 if let Some(update) = updates {
-                    self.updated_key(update)?;
+                    self.open = Keys::new(self.schedule.next_rx()?)?;
+                    self.answer_due |= update == KeyUpdate::Requested;
                 }
                 Found::Nothing
             }
             _ => return Err(Error::InvalidMessage(InvalidMessage::InvalidContentType)),
         };
+        self.count_fruitless(kind, &found)?;
         Ok(Opened { consumed: total, found })
     }
 
-    /// The peer has changed its key, and may want us to change ours.
-    fn updated_key(&mut self, update: KeyUpdate) -> Result<(), Error> {
-        self.key_updates += 1;
-        if self.key_updates > MAX_KEY_UPDATES {
-            return Err(Error::PeerMisbehaved(PeerMisbehaved::TooManyKeyUpdateRequests));
+    /// A record is work, whether it has something for the app or not.
+    fn count_fruitless(&mut self, kind: u8, found: &Found) -> Result<(), Error> {
+        self.fruitless = match found {
+            Found::Data(range) if !range.is_empty() => 0,
+            Found::CloseNotify => 0,
+            _ => self.fruitless.saturating_add(1),
+        };
+        match kind {
+            _ if self.fruitless <= MAX_FRUITLESS => Ok(()),
+            HANDSHAKE => Err(PeerMisbehaved::TooManyKeyUpdateRequests.into()),
+            _ => Err(PeerMisbehaved::TooManyEmptyFragments.into()),
         }
-        self.open = Keys::new(self.schedule.next_rx()?)?;
-        // One answer is enough for all requests that come before it is sent.
-        if update == KeyUpdate::Requested && self.outgoing.is_empty() {
-            self.update_key()?;
-        }
-        Ok(())
     }
 }
 
@@ -253,66 +270,5 @@ fn alert(content: &[u8]) -> Result<Found, Error> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum KeyUpdate {
-    NotRequested,
-    Requested,
-}
-
-/// A handshake message after the handshake, in whatever records it comes. A ticket is
-/// skipped: sessions are never resumed.
-#[derive(Default)]
-struct Message {
-    /// Type, length, and the body of a KeyUpdate.
-    head: [u8; 5],
-    have: u8,
-    /// What is left of a ticket.
-    skip: u32,
-}
-
-impl Message {
-    fn is_whole(&self) -> bool {
-        self.have == 0 && self.skip == 0
-    }
-
-    /// Reads a record's worth. A KeyUpdate must end its record (RFC 8446, 5.1).
-    fn read(&mut self, mut content: &[u8], role: &Schedule) -> Result<Option<KeyUpdate>, Error> {
-        if content.is_empty() {
-            return Err(Error::PeerMisbehaved(PeerMisbehaved::IllegalTlsInnerPlaintext));
-        }
-        loop {
-            let skipped = content.len().min(self.skip as usize);
-            self.skip -= u32::try_from(skipped).unwrap_or(self.skip);
-            content = content.get(skipped..).unwrap_or_default();
-            let Some((byte, rest)) = content.split_first() else { return Ok(None) };
-            content = rest;
-            if let Some(place) = self.head.get_mut(usize::from(self.have)) {
-                *place = *byte;
-            }
-            self.have += 1;
-            match (self.have, self.head) {
-                (4, [NEW_SESSION_TICKET, high, middle, low, _])
-                    if matches!(role, Schedule::Client(_)) =>
-                {
-                    self.skip = u32::from_be_bytes([0, high, middle, low]);
-                    self.have = 0;
-                }
-                (4, [KEY_UPDATE, 0, 0, 1, _]) | (0..=3, _) => {}
-                (5, [KEY_UPDATE, 0, 0, 1, request @ (0 | 1)]) if content.is_empty() => {
-                    self.have = 0;
-                    let requested = [KeyUpdate::NotRequested, KeyUpdate::Requested];
-                    return Ok(requested.get(usize::from(request)).copied());
-                }
-                (5, [KEY_UPDATE, 0, 0, 1, 0 | 1]) => {
-                    return Err(Error::PeerMisbehaved(PeerMisbehaved::KeyEpochWithPendingFragment));
-                }
-                (5, _) => return Err(Error::InvalidMessage(InvalidMessage::InvalidKeyUpdate)),
-                _ => {
-                    return Err(Error::InvalidMessage(InvalidMessage::UnexpectedMessage(
-                        "post-handshake",
-                    )));
-                }
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

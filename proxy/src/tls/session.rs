@@ -13,7 +13,7 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
 };
-use rustls::{AlertDescription, Error};
+use rustls::{AlertDescription, Error, InvalidMessage};
 
 use crate::buffers::{MAX_RECORD, RECORD_HEADER, RUN};
 
@@ -101,8 +101,8 @@ impl Session {
         }
     }
 
-    /// Gets ready to seal up to a full run of records: where the key is used up, a
-    /// KeyUpdate goes to [`Session::outgoing`].
+    /// Gets ready to seal up to a full run of records: where the key is used up, or the
+    /// peer has asked for another, a KeyUpdate goes to [`Session::outgoing`].
     ///
     /// # Errors
     /// There is no next key.
@@ -167,6 +167,11 @@ fn alert_for(e: &Error) -> AlertDescription {
     match e {
         Error::DecryptError => AlertDescription::BadRecordMac,
         Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
+        // RFC 8446, 4.6.3.
+        Error::InvalidMessage(InvalidMessage::InvalidKeyUpdate) => {
+            AlertDescription::IllegalParameter
+        }
+        Error::InvalidMessage(InvalidMessage::MessageTooShort) => AlertDescription::DecodeError,
         Error::InvalidMessage(_) | Error::PeerMisbehaved(_) => AlertDescription::UnexpectedMessage,
         _ => AlertDescription::InternalError,
     }

@@ -1,5 +1,8 @@
 //! Handshakes over real sockets, and records between the two engines in every pairing.
 
+mod differential;
+pub(super) mod twins;
+
 use std::time::Duration;
 
 use pillion_certs::generation::{KeyExchange, TlsGeneration};
@@ -156,5 +159,59 @@ async fn plaintext_gets_an_alert_and_an_end() {
                 assert_eq!(answer.first(), Some(&21), "an alert: {answer:?}");
             }
         }
+    }
+}
+
+/// RFC 8446, 6.2.
+#[test]
+fn each_error_has_its_alert() {
+    use rustls::AlertDescription as Alert;
+    type Bad = fn(&mut twins::Forger) -> Vec<u8>;
+    let cases: [(Bad, Alert); 7] = [
+        (|peer| peer.record(22, &[24, 0, 0, 1, 2], 0), Alert::IllegalParameter),
+        (|peer| peer.record(22, &[], 0), Alert::UnexpectedMessage),
+        (|peer| peer.record(21, &[2], 0), Alert::DecodeError),
+        (|peer| peer.seal(vec![0; 3]), Alert::UnexpectedMessage),
+        (|peer| peer.record(23, &[1; MAX_PLAINTEXT + 1], 0), Alert::RecordOverflow),
+        (|_| vec![21, 3, 3, 0, 2, 2, 20], Alert::UnexpectedMessage),
+        (
+            |_| vec![23, 3, 3, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            Alert::BadRecordMac,
+        ),
+    ];
+    let recorded = twins::Recorded::new(twins::SUITES[0]);
+    for (bad, alert) in cases {
+        let mut ours = recorded.session(rustls::Side::Server);
+        let record = bad(&mut recorded.forger(rustls::Side::Client));
+        open(&mut ours, record).unwrap_err();
+        let mut peer = recorded.rustls(rustls::Side::Client);
+        let (_, e) = twins::give(&mut peer, ours.outgoing()).unwrap_err();
+        assert_eq!(e, rustls::Error::AlertReceived(alert));
+    }
+    // An alert of the peer's has no answer.
+    let mut ours = recorded.session(rustls::Side::Server);
+    let record = recorded.forger(rustls::Side::Client).record(21, &[2, 80], 0);
+    open(&mut ours, record).unwrap_err();
+    assert!(ours.outgoing().is_empty());
+}
+
+/// Scripts of arbitrary bytes, most of them long enough to come to something.
+#[test]
+fn rustls_and_our_record_layer_understand_the_same() {
+    struct Shown<'a>(u64, &'a [u8]);
+    impl Drop for Shown<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("seed {}, script {:?}", self.0, self.1);
+            }
+        }
+    }
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..3000 {
+        let len = random.usize(2..80);
+        let script: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(len).collect();
+        let _shown = Shown(seed, &script);
+        differential::play(&script);
     }
 }
