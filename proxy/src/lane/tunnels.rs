@@ -133,6 +133,9 @@ impl Tunnels {
 
     /// Closes what has been idle for too long, and what its server has ended.
     pub fn sweep(&self) {
+        if self.pool.borrow().is_empty() {
+            return;
+        }
         self.keep_up();
         let expired = self.pool.borrow_mut().expire(Instant::now());
         let ended = self.pool.borrow_mut().retire(|_, idle| idle.has_ended());
@@ -148,11 +151,6 @@ impl Tunnels {
     /// Keeps none from here on.
     pub(super) fn stop(&self) {
         self.stopped.set(true);
-    }
-
-    /// Whether none is idle.
-    pub fn is_empty(&self) -> bool {
-        self.pool.borrow().is_empty()
     }
 
     /// Empties the pool if the policy or the certificates are not those that its

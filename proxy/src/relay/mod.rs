@@ -331,7 +331,7 @@ struct Secure<'a, 'b> {
 
 impl Sides for Secure<'_, '_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> [Poll<io::Result<()>>; 2] {
-        let mut seal = self.seal.poll(cx, self.app, self.wire);
+        let seal = self.seal.poll(cx, self.app, self.wire);
         let mut open = self.open.poll(cx, self.app, self.wire);
         if matches!(seal, Poll::Ready(Err(_))) && open.is_pending() {
             open = self.open.hear_last_words(cx, self.app, self.wire);
@@ -339,9 +339,6 @@ impl Sides for Secure<'_, '_> {
         if matches!(open, Poll::Ready(Err(_))) {
             // Our alert, if there is one.
             self.wire.flush_now();
-        } else if seal.is_pending() && self.wire.has_queued() && !self.wire.is_sending() {
-            // An answer to the peer's KeyUpdate.
-            seal = self.seal.poll(cx, self.app, self.wire);
         }
         [seal, open]
     }

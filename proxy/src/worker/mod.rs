@@ -148,7 +148,7 @@ async fn work(
                 }
             },
             _ = flush.tick() => registry.flush_bytes(),
-            _ = sweep.tick(), if !lane.tunnels.is_empty() => lane.tunnels.sweep(),
+            _ = sweep.tick() => lane.tunnels.sweep(),
             // A listener ends by a panic alone. The worker ends with it, and the
             // process with the worker: a pod that no longer listens must not look ready.
             Some(_) = accepting.join_next() => return,
