@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use tokio::task::Id;
+
 /// The largest plaintext of a TLS record (RFC 8446, 5.1).
 pub const MAX_PLAINTEXT: usize = 1 << 14;
 /// The header of a TLS record.
@@ -35,6 +37,9 @@ const KEPT_SMALL: usize = 16;
 const KEPT_LARGE: usize = 4;
 /// Large buffers lent at once: 32 MiB a worker.
 const MAX_LARGE: usize = 128;
+
+/// Loans whose borrowers are remembered.
+const RECENT: usize = 8;
 
 /// Which size is wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +87,7 @@ pub struct Buffers {
     large: RefCell<Vec<Memory>>,
     large_lent: Cell<usize>,
     loans: Cell<u64>,
+    borrowers: Cell<[Option<Id>; RECENT]>,
     watcher: RefCell<Option<Waker>>,
 }
 
@@ -94,7 +100,7 @@ impl Buffers {
     /// Lends a buffer of that size, or one record's when it is too large to be had. Its
     /// content is whatever the last borrower left.
     pub fn lend(self: &Rc<Self>, size: Size) -> Buffer {
-        self.loans.set(self.loans.get().wrapping_add(1));
+        self.note_loan();
         if let Some(watcher) = self.watcher.take() {
             watcher.wake();
         }
@@ -110,6 +116,23 @@ impl Buffers {
             self.large_lent.set(self.large_lent.get() + 1);
         }
         Buffer { memory, home: Rc::clone(self) }
+    }
+
+    fn note_loan(&self) {
+        self.loans.set(self.loans.get().wrapping_add(1));
+        let mut borrowers = self.borrowers.get();
+        borrowers.rotate_right(1);
+        if let Some(newest) = borrowers.first_mut() {
+            *newest = tokio::task::try_id();
+        }
+        self.borrowers.set(borrowers);
+    }
+
+    /// How many connections the last few buffers were lent to.
+    pub fn recent_borrowers(&self) -> usize {
+        let all = self.borrowers.get();
+        let is_first = |(n, id): &(usize, &Option<Id>)| !all.iter().take(*n).any(|i| i == *id);
+        all.iter().enumerate().filter(is_first).count()
     }
 
     /// How many buffers were ever lent: it moves when bytes do.

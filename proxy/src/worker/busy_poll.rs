@@ -2,7 +2,9 @@
 //!
 //! To sleep and to be woken is dear, above all in a virtual machine: when the next
 //! message is a few microseconds away, it is cheaper to wait for it awake. Whether it
-//! is so is measured all the time, and the worker waits awake only while that pays.
+//! is so is measured all the time, and the worker waits awake only while that pays: for
+//! one or two connections whose next message depends on this one. With more of them
+//! there is work in any case, and whoever would send the next message needs the CPU.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -12,6 +14,9 @@ use crate::lane::Lane;
 
 /// How long the reactor is polled without anything coming.
 const PATIENCE: Duration = Duration::from_micros(50);
+
+/// Connections that are waited for awake.
+const FEW: usize = 2;
 
 /// Waits that are looked back at, as the weight of the last one: 1/16.
 const MEMORY: i32 = 16;
@@ -62,18 +67,24 @@ pub(super) async fn run(lane: Rc<Lane>) {
     let mut odds = Odds::new();
     loop {
         let mut seen = lane.buffers.next_loan().await;
-        if !lane.shared.may_busy_poll.load(Ordering::Relaxed) || !odds.try_it() {
+        let may = lane.shared.may_busy_poll.load(Ordering::Relaxed);
+        if !may || lane.buffers.recent_borrowers() > FEW || !odds.try_it() {
             continue;
         }
         let mut since = Instant::now();
         loop {
             // With nothing else to do, the runtime looks at the reactor and comes back.
             tokio::task::yield_now().await;
+            // Whoever would send the next message may be waiting for this very CPU.
+            std::thread::yield_now();
             let loans = lane.buffers.loans();
             if loans != seen {
                 odds.learn(true);
                 seen = loans;
                 since = Instant::now();
+                if lane.buffers.recent_borrowers() > FEW {
+                    break;
+                }
             } else if since.elapsed() > PATIENCE {
                 odds.learn(false);
                 break;
