@@ -40,14 +40,17 @@ churn: setup ## two pods, everything changes and nothing may fail, for MINUTES=1
 	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_CHURN_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
 	  scripts/e2e churn --nocapture
 
-# The proxy is built by itself: beside the load generator it would get that one's features of tokio.
+# What is measured is what is shipped: static, and built by itself, since beside the load generator
+# the proxy would get that one's features of tokio.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 bench-build: setup
 	scripts/bench-setup
-	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(HOST) \
+	    -p pillion-proxy -p pillion-init -p pillion-certs
 	cargo build --locked --release -p pillion-benches --bins
 	@mkdir -p target/bench
 
-BENCH := scripts/as-root target/release/pillion-bench
+BENCH := scripts/as-root env PILLION_BIN_DIR=$(CURDIR)/target/$(HOST)/release target/release/pillion-bench
 BENCH_ZTUNNEL := $(if $(ZTUNNEL),--ztunnel $(ZTUNNEL))
 
 bench: bench-build ## side by side with Envoy and HAProxy (ZTUNNEL=<binary> adds it), 5 minutes

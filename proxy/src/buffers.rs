@@ -38,7 +38,7 @@ const KEPT_LARGE: usize = 4;
 /// Large buffers lent at once: 32 MiB a worker.
 const MAX_LARGE: usize = 128;
 
-/// Loans whose borrowers are remembered.
+/// Messages whose borrowers are remembered.
 const RECENT: usize = 8;
 
 /// Which size is wanted.
@@ -86,7 +86,7 @@ pub struct Buffers {
     small: RefCell<Vec<Memory>>,
     large: RefCell<Vec<Memory>>,
     large_lent: Cell<usize>,
-    loans: Cell<u64>,
+    messages: Cell<u64>,
     borrowers: Cell<[Option<Id>; RECENT]>,
     watcher: RefCell<Option<Waker>>,
 }
@@ -100,9 +100,8 @@ impl Buffers {
     /// Lends a buffer of that size, or one record's when it is too large to be had. Its
     /// content is whatever the last borrower left.
     pub fn lend(self: &Rc<Self>, size: Size) -> Buffer {
-        self.note_loan();
-        if let Some(watcher) = self.watcher.take() {
-            watcher.wake();
+        if size == Size::Tiny {
+            self.note_message();
         }
         let large = size == Size::Large && self.large_lent.get() < MAX_LARGE;
         let (shelf, len) = match size {
@@ -118,8 +117,11 @@ impl Buffers {
         Buffer { memory, home: Rc::clone(self) }
     }
 
-    fn note_loan(&self) {
-        self.loans.set(self.loans.get().wrapping_add(1));
+    fn note_message(&self) {
+        if let Some(watcher) = self.watcher.take() {
+            watcher.wake();
+        }
+        self.messages.set(self.messages.get().wrapping_add(1));
         let mut borrowers = self.borrowers.get();
         borrowers.rotate_right(1);
         if let Some(newest) = borrowers.first_mut() {
@@ -128,24 +130,25 @@ impl Buffers {
         self.borrowers.set(borrowers);
     }
 
-    /// How many connections the last few buffers were lent to.
+    /// How many connections the last few of them were lent to.
     pub fn recent_borrowers(&self) -> usize {
         let all = self.borrowers.get();
         let is_first = |(n, id): &(usize, &Option<Id>)| !all.iter().take(*n).any(|i| i == *id);
         all.iter().enumerate().filter(is_first).count()
     }
 
-    /// How many buffers were ever lent: it moves when bytes do.
-    pub fn loans(&self) -> u64 {
-        self.loans.get()
+    /// How many buffers for messages were ever lent: it moves when messages do. Bulk does
+    /// not count, for which it is better to let more of it come together.
+    pub fn messages(&self) -> u64 {
+        self.messages.get()
     }
 
-    /// Resolves with [`Buffers::loans`] when the next buffer is lent. One task waits.
-    pub async fn next_loan(&self) -> u64 {
-        let now = self.loans();
+    /// Resolves with [`Buffers::messages`] when the next such buffer is lent. One task waits.
+    pub async fn next_message(&self) -> u64 {
+        let now = self.messages();
         std::future::poll_fn(|cx| {
-            if self.loans() != now {
-                return Poll::Ready(self.loans());
+            if self.messages() != now {
+                return Poll::Ready(self.messages());
             }
             self.watcher.replace(Some(cx.waker().clone()));
             Poll::Pending

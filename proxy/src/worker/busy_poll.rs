@@ -66,7 +66,7 @@ impl Odds {
 pub(super) async fn run(lane: Rc<Lane>) {
     let mut odds = Odds::new();
     loop {
-        let mut seen = lane.buffers.next_loan().await;
+        let mut seen = lane.buffers.next_message().await;
         let may = lane.shared.may_busy_poll.load(Ordering::Relaxed);
         if !may || lane.buffers.recent_borrowers() > FEW || !odds.try_it() {
             continue;
@@ -77,10 +77,10 @@ pub(super) async fn run(lane: Rc<Lane>) {
             tokio::task::yield_now().await;
             // Whoever would send the next message may be waiting for this very CPU.
             std::thread::yield_now();
-            let loans = lane.buffers.loans();
-            if loans != seen {
+            let messages = lane.buffers.messages();
+            if messages != seen {
                 odds.learn(true);
-                seen = loans;
+                seen = messages;
                 since = Instant::now();
                 if lane.buffers.recent_borrowers() > FEW {
                     break;
