@@ -73,6 +73,10 @@ async fn through(lane: &Lane, conn: &Conn, app: &mut Leg, server: &mut Server) -
         // what it said goes out together with OPEN.
         tokio::task::yield_now().await;
     }
+    // The policy may have denied it a moment ago.
+    if let Some(reason) = conn.stop_reason() {
+        return reason.into();
+    }
     relay::secure(app, wire, limits(lane, conn), conn.stopped()).await
 }
 
@@ -82,7 +86,9 @@ fn let_go(lane: &Lane, server: Server, reason: CloseReason) {
     if parked.wire.tunnel().is_none() {
         return;
     }
-    if parked.wire.is_reusable() && reason == CloseReason::Closed {
+    // A server has nothing to say between streams but that it goes away.
+    let may_stay = parked.wire.is_reusable() && !parked.wire.has_leftover();
+    if may_stay && reason == CloseReason::Closed {
         lane.tunnels.put(key, parked, life);
     } else if reason == CloseReason::Closed {
         parked.wire.close();
@@ -232,7 +238,7 @@ async fn originate(
     conn: &Rc<Conn>,
     mut leg: Leg,
     dst: OriginalDst,
-    key: Key,
+    mut key: Key,
     destination: Arc<Destination>,
 ) -> Result<Upstream, CloseReason> {
     let shared = &lane.shared;
@@ -261,7 +267,10 @@ async fn originate(
     // the server has to be.
     let destination = match evaluate(shared, dst)? {
         OutboundDecision::Deny { .. } => return Err(CloseReason::PolicyChanged),
-        OutboundDecision::Mtls { destination, .. } => destination,
+        OutboundDecision::Mtls { destination, rule, .. } => {
+            key.rule = rule;
+            destination
+        }
         OutboundDecision::Passthrough { .. } => destination,
     };
     let policy = shared.published.policy.load_full().ok_or(CloseReason::NoPolicy)?;

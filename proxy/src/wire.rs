@@ -6,7 +6,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use crate::buffers::{
     Buffer, Buffers, MAX_PLAINTEXT, RECORD, RECORD_HEADER, RECORD_TRAILER, RUN, Size,
@@ -114,7 +114,12 @@ impl Wire {
 
     /// Whether another app connection may follow on this tunnel.
     pub fn is_reusable(&self) -> bool {
-        self.tunnel.as_ref().is_some_and(End::is_reusable) && self.outbox.buffer.is_none()
+        self.tunnel.as_ref().is_some_and(End::is_reusable) && !self.has_queued()
+    }
+
+    /// Whether the peer has sent more than was looked at.
+    pub fn has_leftover(&self) -> bool {
+        !self.inbox.plain.is_empty() || !self.inbox.sealed.is_empty()
     }
 
     // ---- receiving
@@ -276,6 +281,9 @@ impl Wire {
     pub fn fill_now(&mut self) -> io::Result<()> {
         let Some((leg, room)) = self.room() else { return Ok(()) };
         let size = room.len();
+        if size == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let n = leg.recv_now(room)?;
         self.inbox.filled(n, size);
         Ok(())
@@ -300,7 +308,7 @@ impl Wire {
 
     /// Gives back what is not needed while nothing comes: all, or, for the part of a
     /// record that is here, all but the smallest buffer that holds it.
-    fn put_away(&mut self) {
+    pub fn put_away(&mut self) {
         let inbox = &mut self.inbox;
         if !inbox.plain.is_empty() {
             return;
@@ -360,6 +368,7 @@ impl Wire {
         if let Some(tunnel) = &mut self.tunnel {
             tunnel.sent(frame.kind()).map_err(violation)?;
         }
+        self.session.before_run().map_err(tls::stream_error)?;
         let mut slot = [0; 64];
         let len = frame.len();
         if let Some(plain) = slot.get_mut(RECORD_HEADER..RECORD_HEADER + len) {
@@ -404,6 +413,14 @@ impl Wire {
     /// # Errors
     /// The socket's.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>, sent: &mut usize) -> Poll<io::Result<()>> {
+        self.flush_by(sent, |leg, slices| leg.poll_send(cx, slices))
+    }
+
+    fn flush_by(
+        &mut self,
+        sent: &mut usize,
+        mut send: impl FnMut(&Leg, &[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let control = &mut *self.session.outgoing();
             let out = &mut self.outbox;
@@ -414,10 +431,10 @@ impl Wire {
             let (before, behind) = control.split_at(out.control_first.min(control.len()));
             let sealed = sealed.unwrap_or_default();
             let n = if control.is_empty() {
-                ready!(self.leg.poll_send(cx, &[IoSlice::new(sealed)]))?
+                ready!(send(&self.leg, &[IoSlice::new(sealed)]))?
             } else {
                 let slices = [before, sealed, behind].map(IoSlice::new);
-                ready!(self.leg.poll_send(cx, &slices))?
+                ready!(send(&self.leg, &slices))?
             };
             let first = n.min(before.len());
             let second = (n - first).min(out.sealed.len());
@@ -433,8 +450,8 @@ impl Wire {
     }
 
     /// Whether anything waits to be sent.
-    pub fn has_queued(&mut self) -> bool {
-        self.outbox.buffer.is_some() || !self.session.outgoing().is_empty()
+    pub fn has_queued(&self) -> bool {
+        self.outbox.buffer.is_some() || self.session.has_outgoing()
     }
 
     /// Says why the stream ends, as far as that is possible at once. Dropping the wire
@@ -453,11 +470,10 @@ impl Wire {
         self.leg.end_cleanly();
     }
 
-    /// Sends what can be sent without waiting.
+    /// Sends what can be sent without waiting, and without asking the reactor.
     pub fn flush_now(&mut self) {
-        let mut cx = Context::from_waker(Waker::noop());
         // What is not sent now is lost with the connection.
-        let _ = self.poll_flush(&mut cx, &mut 0);
+        let _ = self.flush_by(&mut 0, |leg, slices| Poll::Ready(leg.send_now(slices)));
     }
 }
 

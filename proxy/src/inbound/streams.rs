@@ -2,8 +2,10 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustls::pki_types::UnixTime;
+use tokio::sync::watch;
 
 use crate::lane::{Held, Lane};
 use crate::live::{Conn, Guard, Tls};
@@ -27,13 +29,14 @@ pub(super) async fn serve(
 ) {
     let source = guard.conn.source;
     let mut guard = Some(guard);
+    let mut life = Life { retired: lane.retired(), born: Instant::now() };
     loop {
+        // Counted until the next stream is: a drain must not see nothing between them.
+        let held = guard.is_none().then(|| Held::new(&lane.shared));
+        let next = next_open(lane, &mut wire, &mut life);
         let opened = match &guard {
-            Some(guard) => Box::pin(guard.conn.unless_stopped(next_open(lane, &mut wire))).await,
-            None => {
-                let _held = Held::new(&lane.shared);
-                Box::pin(next_open(lane, &mut wire)).await
-            }
+            Some(guard) => Box::pin(guard.conn.unless_stopped(next)).await,
+            None => Box::pin(next).await,
         };
         match opened {
             Ok(()) => {}
@@ -53,6 +56,7 @@ pub(super) async fn serve(
             }
         }
         let stream = guard.take().unwrap_or_else(|| begin(lane, source, dst, &client));
+        drop(held);
         let reason = serve_stream(lane, &stream.conn, &mut wire, &mut client, dst).await;
         // A RESET behind our FIN could meet the client's next OPEN on the way.
         if reason != CloseReason::Closed && !Box::pin(relay::hear_out(&mut wire)).await {
@@ -64,6 +68,12 @@ pub(super) async fn serve(
             return wire.close();
         }
     }
+}
+
+/// What ends a tunnel from this side.
+struct Life {
+    retired: watch::Receiver<u64>,
+    born: Instant,
 }
 
 /// Registers a stream behind the first.
@@ -119,16 +129,17 @@ fn still_trusted(lane: &Lane, conn: &Conn, client: &mut Identified) -> Result<()
 ///
 /// # Errors
 /// [`CloseReason::Closed`] when the tunnel has ended as it should, else what went wrong.
-async fn next_open(lane: &Lane, wire: &mut Wire) -> Result<(), Ended> {
-    let mut retired = lane.retired();
+async fn next_open(lane: &Lane, wire: &mut Wire, life: &mut Life) -> Result<(), Ended> {
     let may_wait = wire.tunnel().is_some_and(tunnel::End::is_reusable);
     if may_wait {
-        tokio::select! {
-            biased;
-            opened = opened(wire) => return opened,
-            () = tokio::time::sleep(tunnel::SERVER_IDLE) => {}
-            // It cannot fail while the lane is there.
-            _ = retired.changed() => {}
+        if !lane.is_stopping() && life.born.elapsed() < tunnel::SERVER_AGE {
+            tokio::select! {
+                biased;
+                opened = opened(wire) => return opened,
+                () = tokio::time::sleep(tunnel::SERVER_IDLE) => {}
+                // Also of what came during a stream. It cannot fail while the lane is there.
+                _ = life.retired.changed() => {}
+            }
         }
         if wire.queue(&tunnel::goaway()).is_err() {
             return Err(CloseReason::Closed.into());

@@ -57,6 +57,11 @@ impl Lane {
         self.retired.send_modify(|times| *times = times.wrapping_add(1));
     }
 
+    /// Whether no tunnel is to be kept any more.
+    pub fn is_stopping(&self) -> bool {
+        self.tunnels.is_stopped()
+    }
+
     /// Changes with every call of [`Lane::retire_tunnels`].
     pub fn retired(&self) -> watch::Receiver<u64> {
         self.retired.subscribe()

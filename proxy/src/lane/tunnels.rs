@@ -133,9 +133,6 @@ impl Tunnels {
 
     /// Closes what has been idle for too long, and what its server has ended.
     pub fn sweep(&self) {
-        if self.pool.borrow().is_empty() {
-            return;
-        }
         self.keep_up();
         let expired = self.pool.borrow_mut().expire(Instant::now());
         let ended = self.pool.borrow_mut().retire(|_, idle| idle.has_ended());
@@ -151,6 +148,10 @@ impl Tunnels {
     /// Keeps none from here on.
     pub(super) fn stop(&self) {
         self.stopped.set(true);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.get()
     }
 
     /// Empties the pool if the policy or the certificates are not those that its

@@ -189,6 +189,11 @@ impl Conn {
         true
     }
 
+    /// Why it was asked to end, if it was.
+    pub fn stop_reason(&self) -> Option<CloseReason> {
+        self.stop.get()
+    }
+
     /// Resolves when somebody calls [`Conn::stop`]. One task waits at a time.
     pub async fn stopped(&self) -> CloseReason {
         loop {

@@ -180,6 +180,14 @@ impl Leg {
         })
     }
 
+    /// Writes without asking the reactor.
+    ///
+    /// # Errors
+    /// The socket's; [`io::ErrorKind::WouldBlock`] when it takes nothing now.
+    pub fn send_now(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(writev(&self.stream, from)?)
+    }
+
     /// Moves up to `len` bytes from the socket into an *empty* pipe (splice(2)). With
     /// anything in the pipe, "would block" could as well mean that the pipe is full.
     /// 0 is the end of the stream.

@@ -100,7 +100,10 @@ impl<'a> Copy<'a> {
             && !from.has_unread()
             && let Some(pipe) = self.pipes.lend()
         {
-            let n = ready!(from.poll_splice_to(cx, pipe.input.as_fd(), PIPE_SIZE))?;
+            let Poll::Ready(n) = from.poll_splice_to(cx, pipe.input.as_fd(), PIPE_SIZE)? else {
+                self.pipes.give_back(pipe);
+                return Poll::Pending;
+            };
             self.flight = Flight::Pipe(pipe, n);
             self.small = if n < SMALL { self.small + 1 } else { 0 };
             if self.small >= DEMOTE_AFTER {

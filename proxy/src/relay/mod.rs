@@ -96,8 +96,12 @@ pub async fn secure(
 /// stream. It has a second to say so. True when it did, and the tunnel is still good.
 pub async fn hear_out(wire: &mut Wire) -> bool {
     let ours_has_ended = wire.tunnel().is_some_and(|t| t.sending() == tunnel::Direction::Finished);
+    let hear = async {
+        std::future::poll_fn(|cx| wire.poll_flush(cx, &mut 0)).await?;
+        drain_wire(wire).await
+    };
     ours_has_ended
-        && matches!(tokio::time::timeout(GOODBYE, drain_wire(wire)).await, Ok(Ok(())))
+        && matches!(tokio::time::timeout(GOODBYE, hear).await, Ok(Ok(())))
         && wire.is_reusable()
 }
 
@@ -217,7 +221,7 @@ fn poll_both(
         _ => {}
     }
     if sides.sees() {
-        *blind = BlindSpot::default();
+        blind.rest(cx);
         return Poll::Pending;
     }
     blind.poll(cx, sides.legs())
@@ -231,6 +235,14 @@ struct BlindSpot(Option<Pin<Box<Sleep>>>);
 
 impl BlindSpot {
     const EVERY: Duration = Duration::from_secs(1);
+
+    /// There is no such leg now. The timer stays until it is over: a writer that waits now
+    /// and then would need a new one each time.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        if self.0.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
+            self.0 = None;
+        }
+    }
 
     /// Ready when a leg has failed.
     fn poll(&mut self, cx: &mut Context<'_>, legs: [&Leg; 2]) -> Poll<io::Result<()>> {
@@ -372,6 +384,9 @@ impl Sides for Secure<'_, '_> {
         if wire.tunnel().is_none() {
             wire.leg().finish()?;
         }
+        if self.open.state == State::Done {
+            return drain(self.app).await;
+        }
         tokio::try_join!(drain(self.app), drain_wire(wire)).map(drop)
     }
 }
@@ -383,10 +398,15 @@ async fn drain_wire(wire: &mut Wire) -> io::Result<()> {
         wire.forget(n);
     }
     loop {
-        while let Some(received) = wire.receive()? {
-            if matches!(received, Received::Fin | Received::Closed | Received::Reset(_)) {
-                return Ok(());
-            }
+        // What comes behind its end belongs to the next stream.
+        if wire.tunnel().is_some_and(|t| t.receiving() == tunnel::Direction::Finished) {
+            return Ok(());
+        }
+        match wire.receive()? {
+            Some(Received::Fin | Received::Closed) => return Ok(()),
+            Some(Received::Reset(reason)) => return Err(wire::reset_by(reason)),
+            Some(_) => continue,
+            None => {}
         }
         std::future::poll_fn(|cx| wire.poll_fill(cx)).await?;
     }

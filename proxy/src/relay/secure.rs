@@ -129,6 +129,8 @@ impl<'a> Open<'a> {
             if self.state == State::Ending {
                 app.finish()?;
                 self.state = State::Done;
+                // Nobody reads on before the next stream.
+                wire.put_away();
                 continue;
             }
             self.gather(wire)?;

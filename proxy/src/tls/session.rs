@@ -151,6 +151,16 @@ impl Session {
         }
     }
 
+    /// Whether control records wait to go out: see [`Session::outgoing`].
+    pub fn has_outgoing(&self) -> bool {
+        let outgoing = match &self.0 {
+            Engine::Records(records) => &records.outgoing,
+            Engine::Client(library) => &library.outgoing,
+            Engine::Server(library) => &library.outgoing,
+        };
+        !outgoing.is_empty()
+    }
+
     /// Control records that have to go out before anything that is sealed later:
     /// taking them empties the queue.
     pub fn outgoing(&mut self) -> &mut Vec<u8> {

@@ -110,7 +110,7 @@ codes! {
         Shutdown = 12 "shutdown",
         /// The receiver broke a rule of this protocol.
         ProtocolError = 13 "protocol_error",
-        /// The receiver's certificate is no longer accepted: it expired, or was revoked.
+        /// The receiver's certificate is no longer accepted: it expired, or the trust bundles have changed.
         CertificateRefused = 14 "certificate_refused",
     }
 }

@@ -22,6 +22,10 @@ pub use pool::{Idle, Life, Limits, Pool};
 /// client does, so that closing is the client's business.
 pub const SERVER_IDLE: Duration = Duration::from_secs(60);
 
+/// Age after which the server says GOAWAY at the next idle moment, should the client not
+/// have ended the tunnel by then: twice what a client of ours lets one live.
+pub const SERVER_AGE: Duration = Duration::from_secs(600);
+
 /// How long a server waits after GOAWAY for an OPEN that crossed it, or for the
 /// client to close.
 pub const GOAWAY_GRACE: Duration = Duration::from_secs(5);

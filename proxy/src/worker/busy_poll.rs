@@ -85,6 +85,9 @@ pub(super) async fn run(lane: Rc<Lane>) {
                 if lane.buffers.recent_borrowers() > FEW {
                     break;
                 }
+                if !lane.shared.may_busy_poll.load(Ordering::Relaxed) {
+                    break;
+                }
             } else if since.elapsed() > PATIENCE {
                 odds.learn(false);
                 break;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use serde_json::Value;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, LocalSet};
@@ -184,6 +185,8 @@ fn hand_over(
     client: ClientAddr,
 ) {
     let Ok(stream) = stream.into_std() else { return };
+    // Should it get lost on the way, the client is reset.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     if let Err(mpsc::error::SendError(Command::Adopt(_, stream, _))) =
         other.send(Command::Adopt(direction, stream, client))
     {
@@ -194,7 +197,11 @@ fn hand_over(
 fn adopt(lane: &Rc<Lane>, direction: Direction, stream: std::net::TcpStream, client: ClientAddr) {
     // The reactor refuses for want of memory; then the client is reset.
     match TcpStream::from_std(stream) {
-        Ok(stream) => open(lane, direction, stream, client),
+        Ok(stream) => {
+            // From here on the leg sees to how it ends.
+            let _ = SockRef::from(&stream).set_linger(None);
+            open(lane, direction, stream, client);
+        }
         Err(e) => accept_failed(&lane.shared, direction, &e),
     }
 }
