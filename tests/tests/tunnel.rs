@@ -4,9 +4,12 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use pillion_testbed::labels::{CLIENT, SERVER, STRANGER, direction, field, metric, reason};
-use pillion_testbed::stream::{Outcome, ask};
-use pillion_testbed::{Failure, Flow, Pair, Sidecar, Testbed, Wire, policy, run, wait_until};
+use pillion_testbed::stream::{Outcome, ask, exchange, pass};
+use pillion_testbed::{
+    Failure, Flow, Pair, Sidecar, Testbed, Wire, let_pass, policy, run, wait_until,
+};
 
 const APP: u16 = 8080;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -231,6 +234,29 @@ fn idle_tunnels_do_not_hold_up_a_stop() {
         let took = start.elapsed();
         assert!(took < PROMPTLY, "the client's sidecar: {took:?}");
         pair.callee.wait_metric(metric::IDLE, &[], 0.0)
+    });
+}
+
+/// A server that is told to stop during a stream tells its client when the stream has ended.
+#[test]
+fn a_stop_during_a_stream_ends_with_it() {
+    run("stream-drain", |bed| {
+        let mut pair = pair(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"before the signal")?;
+        pair.callee.process().signal(Signal::SIGTERM)?;
+        // It is told, and serves what is open.
+        let_pass(Duration::from_secs(1));
+        pass(&mut server, &mut client, b"after the signal")?;
+        exchange(client, server)?;
+        let start = Instant::now();
+        assert_eq!(pair.callee.process().wait(LIMIT)?, 0);
+        let took = start.elapsed();
+        assert!(took < PROMPTLY, "{took:?} after the stream");
+        pair.caller.wait_metric(metric::IDLE, &[], 0.0)?;
+        pair.callee.restart()?;
+        pair.exchange(&listener)
     });
 }
 
