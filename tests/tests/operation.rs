@@ -236,6 +236,9 @@ fn the_admin_endpoint_tells_its_own_pod_what_is_open() {
             assert!(json(&pair.server, path)?.is_object(), "{path}");
         }
         assert_eq!(json(&pair.server, "/certs")?["id"], SERVER);
+        // A run that is meant for the one engine must not test the other.
+        let engine = bed.settings().tls_engine().unwrap_or("records");
+        assert_eq!(json(&pair.server, "/config")?["tls_engine"], engine);
         let open = json(&pair.server, "/connections")?;
         let [one] = open.as_array().map(Vec::as_slice).unwrap_or_default() else {
             return Err(Failure::Unexpected(format!("one is open: {open}")));

@@ -79,6 +79,16 @@ pub enum TlsEngine {
     Records,
 }
 
+impl TlsEngine {
+    /// The variable's value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Rustls => "rustls",
+            Self::Records => "records",
+        }
+    }
+}
+
 /// One total deadline for each stage of a connection. A peer that sends a byte
 /// now and then does not extend it.
 #[derive(Clone, Copy, Debug)]

@@ -92,6 +92,8 @@ impl Source for Report {
             "max_connections": self.shared.max_connections,
             "max_pending_handshakes": c.max_pending_handshakes,
             "workers": c.workers,
+            "tls_engine": c.tls_engine.label(),
+            "busy_poll": if c.busy_poll { "auto" } else { "off" },
         })
     }
 
