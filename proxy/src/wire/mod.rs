@@ -2,19 +2,23 @@
 //! speaks it, the tunnel in that. Between the app's bytes and the socket's there is
 //! one buffer a direction, and only while bytes are in it.
 
+mod error;
+mod slots;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use crate::buffers::{
-    Buffer, Buffers, MAX_PLAINTEXT, RECORD, RECORD_HEADER, RECORD_TRAILER, RUN, Size,
-};
+use crate::buffers::{Buffer, Buffers, MAX_PLAINTEXT, RECORD, RECORD_HEADER, Size};
 use crate::net::Leg;
-use crate::telemetry::CloseReason;
 use crate::tls::{self, Established, Found, Session};
-use crate::tunnel::{self, Closed, End, Event, Frame, HEADER_LEN, Kind, Reason, Role, Violation};
+use crate::tunnel::{self, Closed, End, Event, Frame, HEADER_LEN, Kind, Reason, Role};
+
+use error::violation;
+pub use error::{classify, more_telling, reset_by};
+pub use slots::Slots;
 
 /// Pieces of plaintext that are handed to one `writev`.
 pub const MAX_PIECES: usize = 32;
@@ -331,7 +335,7 @@ impl Wire {
     pub fn slots(&self, size: Size) -> Slots {
         let framed = self.tunnel.as_ref().is_some_and(|t| t.sending() == tunnel::Direction::Open);
         let head = RECORD_HEADER + if framed { HEADER_LEN } else { 0 };
-        Slots { buffer: self.buffers.lend(size), head, framed }
+        Slots::new(self.buffers.lend(size), head, framed)
     }
 
     /// Whether a run is sealed and not yet sent: the next one has to wait.
@@ -346,7 +350,7 @@ impl Wire {
     /// No key is left to seal with.
     pub fn seal(&mut self, slots: Slots, n: usize) -> io::Result<()> {
         self.session.before_run().map_err(tls::stream_error)?;
-        if slots.framed
+        if slots.is_framed()
             && let Some(tunnel) = &mut self.tunnel
         {
             tunnel.sent(Kind::Data).map_err(violation)?;
@@ -509,131 +513,4 @@ impl Outbox {
         self.counted = left;
         new
     }
-}
-
-/// A buffer that is laid out as records: before and behind each one's plaintext is the
-/// room that sealing needs.
-#[derive(Debug)]
-pub struct Slots {
-    buffer: Buffer,
-    head: usize,
-    framed: bool,
-}
-
-impl Slots {
-    /// The application data that fits one slot.
-    fn payload(&self) -> usize {
-        let most = MAX_PLAINTEXT + RECORD_HEADER - self.head;
-        most.min(self.buffer.len() - self.head - RECORD_TRAILER)
-    }
-
-    /// How many there are. The only one of a tiny buffer is shorter than a record.
-    fn count(&self) -> usize {
-        (self.buffer.len() / RECORD).max(1)
-    }
-
-    /// Reads from `leg` into the slots, in order.
-    ///
-    /// # Errors
-    /// The socket's.
-    pub fn poll_recv(&mut self, cx: &mut Context<'_>, leg: &mut Leg) -> Poll<io::Result<usize>> {
-        let (head, payload) = (self.head, self.payload());
-        let slots = self.count();
-        let mut slices = self.buffer.chunks_mut(RECORD).filter_map(|slot| {
-            let data = slot.get_mut(head..head + payload)?;
-            Some(IoSliceMut::new(data))
-        });
-        let mut into: [IoSliceMut<'_>; RUN] =
-            std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-        leg.poll_recv(cx, into.get_mut(..slots).unwrap_or_default())
-    }
-
-    /// How many bytes fit.
-    pub fn capacity(&self) -> usize {
-        self.count() * self.payload()
-    }
-
-    /// Seals the first `n` bytes. Gives the buffer that the records are in, from its
-    /// beginning, and their length.
-    fn seal(
-        mut self,
-        session: &mut Session,
-        n: usize,
-        buffers: &Rc<Buffers>,
-    ) -> io::Result<(Buffer, usize)> {
-        let payload = self.payload();
-        let mut other = (!session.in_place()).then(|| buffers.lend(self.buffer.size()));
-        let mut len = 0;
-        let mut left = n;
-        for slot in self.buffer.chunks_mut(RECORD) {
-            let part = left.min(payload);
-            if part == 0 {
-                break;
-            }
-            left -= part;
-            let mut plain = part;
-            if self.framed {
-                let header = tunnel::header(Kind::Data, part);
-                if let Some(place) = slot.get_mut(RECORD_HEADER..self.head) {
-                    place.copy_from_slice(&header);
-                }
-                plain += HEADER_LEN;
-            }
-            len += match &mut other {
-                None => session.seal(slot, plain),
-                Some(other) => {
-                    let plain = slot.get(RECORD_HEADER..RECORD_HEADER + plain).unwrap_or_default();
-                    session.seal_into(plain, other.get_mut(len..).unwrap_or_default())
-                }
-            }
-            .map_err(tls::stream_error)?;
-        }
-        debug_assert!(len <= n + n.div_ceil(payload) * (self.head + RECORD_TRAILER));
-        Ok((other.unwrap_or(self.buffer), len))
-    }
-}
-
-/// A broken rule of the tunnel, as an error of the stream.
-fn violation(v: Violation) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, TunnelError(v))
-}
-
-/// RESET, as an error of the stream.
-pub fn reset_by(reason: Reason) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, ResetByPeer(reason))
-}
-
-/// A peer that breaks the tunnel's rules.
-#[derive(Debug, thiserror::Error)]
-#[error("the peer breaks the tunnel's rules: {0}")]
-struct TunnelError(Violation);
-
-/// A peer that aborts a stream.
-#[derive(Debug, thiserror::Error)]
-#[error("the peer's proxy reset the stream: {0}")]
-struct ResetByPeer(Reason);
-
-/// Why an established connection ended with `e`, and the error's own words.
-pub fn classify(e: &io::Error) -> (CloseReason, Option<String>) {
-    let inner = e.get_ref();
-    let reason = if inner.is_some_and(|e| e.is::<TunnelError>()) {
-        CloseReason::TunnelError
-    } else if let Some(ResetByPeer(reason)) = inner.and_then(|e| e.downcast_ref()) {
-        match reason {
-            Reason::Denied | Reason::CertificateRefused | Reason::PolicyChanged => {
-                CloseReason::RefusedByPeer
-            }
-            _ => CloseReason::PeerReset,
-        }
-    } else {
-        return tls::classify(e);
-    };
-    (reason, Some(e.to_string()))
-}
-
-/// Which of two errors of one connection says more: what the peer said explains the
-/// reset that comes with it.
-pub fn more_telling(one: io::Error, other: io::Error) -> io::Error {
-    let tells = |e: &io::Error| e.get_ref().is_some();
-    if tells(&other) && !tells(&one) { other } else { one }
 }
