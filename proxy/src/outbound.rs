@@ -12,7 +12,7 @@ use crate::lane::{Key, Lane, Parked};
 use crate::live::{Conn, Shared, Tls};
 use crate::net::{self, Leg, OriginalDst};
 use crate::policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Policy};
-use crate::relay::{self, Ended, Limits};
+use crate::relay::{self, Ended};
 use crate::telemetry::{CloseReason, Direction};
 use crate::tls;
 use crate::tunnel::{self, Life, Role};
@@ -25,7 +25,7 @@ pub async fn serve(lane: &Rc<Lane>, conn: &Rc<Conn>, mut leg: Leg) -> CloseReaso
         Err(reason) => return reason,
         Ok(Upstream::Plain(mut server)) => {
             let own = (&lane.buffers, &lane.pipes);
-            let limits = limits(lane, conn);
+            let limits = lane.limits(conn);
             Box::pin(relay::plain(&mut leg, &mut server, limits, own, conn.stopped())).await
         }
         Ok(Upstream::Mtls(mut server)) => {
@@ -38,11 +38,6 @@ pub async fn serve(lane: &Rc<Lane>, conn: &Rc<Conn>, mut leg: Leg) -> CloseReaso
         conn.set_detail(detail);
     }
     ended.reason
-}
-
-fn limits<'a>(lane: &Lane, conn: &'a Conn) -> Limits<'a> {
-    let half_close = lane.shared.config.timeouts.half_close;
-    Limits { up: &conn.from_app, down: &conn.to_app, half_close }
 }
 
 /// The server's side.
@@ -77,7 +72,7 @@ async fn through(lane: &Lane, conn: &Conn, app: &mut Leg, server: &mut Server) -
     if let Some(reason) = conn.stop_reason() {
         return reason.into();
     }
-    relay::secure(app, wire, limits(lane, conn), conn.stopped()).await
+    relay::secure(app, wire, lane.limits(conn), conn.stopped()).await
 }
 
 /// Keeps the tunnel for the next app connection, or ends it as this one has ended.

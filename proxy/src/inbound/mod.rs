@@ -49,7 +49,7 @@ async fn serve_one(
         Err(reason) => return reason,
         Ok(app) => app,
     };
-    let limits = limits(lane, conn);
+    let limits = lane.limits(conn);
     let ended = match downstream {
         Downstream::Tls(mut wire, _) => {
             relay::secure(&mut app, &mut wire, limits, conn.stopped()).await
@@ -74,12 +74,6 @@ fn ended_with(conn: &Conn, ended: Ended) -> CloseReason {
         conn.set_detail(detail);
     }
     ended.reason
-}
-
-/// Counts up from the app.
-fn limits<'a>(lane: &Lane, conn: &'a Conn) -> Limits<'a> {
-    let half_close = lane.shared.config.timeouts.half_close;
-    Limits { up: &conn.from_app, down: &conn.to_app, half_close }
 }
 
 /// The client's side, once it is known what it speaks.

@@ -15,7 +15,7 @@ use crate::telemetry::{CloseReason, Direction};
 use crate::tunnel;
 use crate::wire::{self, Received, Wire};
 
-use super::{Identified, connect_app, ended_with, judge, limits};
+use super::{Identified, connect_app, ended_with, judge};
 
 /// Serves the tunnel until either side gives it up. `guard` is of the connection that
 /// the handshake was made for, and so of the first stream; each further stream is a
@@ -101,7 +101,7 @@ async fn serve_stream(
     match admitted.await {
         Err(reason) => reason,
         Ok(mut app) => {
-            let limits = limits(lane, conn);
+            let limits = lane.limits(conn);
             ended_with(conn, relay::secure(&mut app, wire, limits, conn.stopped()).await)
         }
     }

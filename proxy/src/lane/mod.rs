@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 use tokio::sync::watch;
 
 use crate::buffers::Buffers;
-use crate::live::{Registry, Shared};
-use crate::relay::Pipes;
+use crate::live::{Conn, Registry, Shared};
+use crate::relay::{Limits, Pipes};
 
 pub use tunnels::{Key, Parked, Tunnels};
 
@@ -45,6 +45,13 @@ impl Lane {
             retired: watch::Sender::new(0),
             shared,
         })
+    }
+
+    /// What a relay between `conn`'s app and the other side counts and keeps to; up is from
+    /// the app.
+    pub fn limits<'a>(&self, conn: &'a Conn) -> Limits<'a> {
+        let half_close = self.shared.config.timeouts.half_close;
+        Limits { up: &conn.from_app, down: &conn.to_app, half_close }
     }
 
     /// Gives up every idle tunnel: ours are closed, clients are told to go away. With

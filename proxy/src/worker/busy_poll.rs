@@ -62,13 +62,17 @@ impl Odds {
     }
 }
 
+/// Whether the quota leaves room for it, and few enough connections are at it.
+fn is_wanted(lane: &Lane) -> bool {
+    lane.shared.may_busy_poll.load(Ordering::Relaxed) && lane.buffers.recent_borrowers() <= FEW
+}
+
 /// Runs for ever beside the connections of a worker.
 pub(super) async fn run(lane: Rc<Lane>) {
     let mut odds = Odds::new();
     loop {
         let mut seen = lane.buffers.next_message().await;
-        let may = lane.shared.may_busy_poll.load(Ordering::Relaxed);
-        if !may || lane.buffers.recent_borrowers() > FEW || !odds.try_it() {
+        if !is_wanted(&lane) || !odds.try_it() {
             continue;
         }
         let mut since = Instant::now();
@@ -82,10 +86,7 @@ pub(super) async fn run(lane: Rc<Lane>) {
                 odds.learn(true);
                 seen = messages;
                 since = Instant::now();
-                if lane.buffers.recent_borrowers() > FEW {
-                    break;
-                }
-                if !lane.shared.may_busy_poll.load(Ordering::Relaxed) {
+                if !is_wanted(&lane) {
                     break;
                 }
             } else if since.elapsed() > PATIENCE {
