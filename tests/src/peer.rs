@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 
-use pillion_certs::generation::TlsGeneration;
+use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_certs::load::{IdentityFiles, KeyExchange, SvidSource, load};
 use rustls::pki_types::UnixTime;
 use rustls::{ClientConnection, Connection, ServerConnection};
@@ -78,7 +78,10 @@ impl TlsPeer {
     /// # Errors
     /// The handshake fails.
     pub fn client(socket: TcpStream, identity: &TlsGeneration) -> Result<Self, Failure> {
-        let tls = ClientConnection::new(identity.client_config(true), TlsGeneration::server_name());
+        let tls = ClientConnection::new(
+            identity.client_config(Offer::Tunnel),
+            TlsGeneration::server_name(),
+        );
         Self::shake_hands(socket, tls.map_err(failed)?.into())
     }
 
