@@ -29,7 +29,7 @@ lint: ## formatting, clippy, rustdoc, dependency bans and licences
 
 unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
-	cargo test --locked -p pillion-certs -p pillion-proxy -p pillion-init --tests
+	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-proxy -p pillion-init --tests
 
 e2e: build ## pods in namespaces, real applications, with IPv6 and without, both TLS engines; needs root
 	PILLION_TEST_TLS_ENGINE=records scripts/e2e

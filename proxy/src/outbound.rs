@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_certs::verify::VerifiedPeer;
+use pillion_policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Policy};
 use rustls::pki_types::UnixTime;
 
 use crate::dial::dial;
 use crate::lane::{Key, Lane, Parked};
 use crate::live::{Conn, Shared, Tls};
 use crate::net::{self, Leg, OriginalDst};
-use crate::policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Policy};
 use crate::relay::{self, Ended};
 use crate::telemetry::{CloseReason, Direction};
 use crate::tls::{self, Established, HandshakeError};

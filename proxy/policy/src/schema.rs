@@ -160,8 +160,8 @@ fn outbound() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::model::SECTIONS;
-    use crate::policy::reader::Section;
+    use crate::model::SECTIONS;
+    use crate::reader::Section;
 
     fn at<'v>(root: &'v Value, pointer: &str) -> &'v Value {
         root.pointer(pointer).unwrap_or_else(|| panic!("{pointer}"))

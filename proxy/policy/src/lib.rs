@@ -1,8 +1,8 @@
 //! The policy file: from its text to a verdict on each connection.
 //!
-//! This room is pure. It does no I/O, reads no clock and knows of no runtime: text goes in
-//! through [`load`], and a compiled [`Policy`] answers questions about connections. Names of hosts
-//! are resolved elsewhere and asked for through [`HostTable`].
+//! This crate is pure, which `tests/pure.rs` checks. It does no I/O, reads no clock and knows of
+//! no runtime: text goes in through [`load`], and a compiled [`Policy`] answers questions about
+//! connections. Names of hosts are resolved elsewhere and asked for through [`HostTable`].
 //!
 //! `yaml` makes a tree with places, `reader` and `parse` the model, `lint` looks at the whole,
 //! `compile` builds the indexes (`index`, `prefixes`, `address`, `directory`) that `verdict` asks.

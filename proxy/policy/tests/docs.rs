@@ -9,9 +9,9 @@
 
 use std::collections::BTreeSet;
 
-use pillion_proxy::policy::{Kind, keys};
+use pillion_policy::{Kind, keys};
 
-const PAGE: &str = include_str!("../../docs/policy.md");
+const PAGE: &str = include_str!("../../../docs/policy.md");
 
 /// The first cell of each row of the tables in a section, without its backticks.
 fn first_cells(section: &str) -> BTreeSet<String> {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::policy::{
+use crate::{
     AppAddress, Decision, HostTable, InboundConn, Mode, NoHosts, OutboundDecision, Policy,
 };
 

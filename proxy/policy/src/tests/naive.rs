@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use pillion_certs::spiffe::SpiffeId;
 
 use super::*;
-use crate::policy::{HostTable, InboundConn, OutboundDecision};
+use crate::{HostTable, InboundConn, OutboundDecision};
 
 /// xorshift64*: reproducible from the seed that a failure prints.
 struct Random(u64);
@@ -187,10 +187,10 @@ fn inbound_verdicts_agree() {
             PASS,
         );
         // A random file may hold a rule that decides nothing; the check of that is below.
-        let mut sink = crate::policy::diagnostic::Sink::new("t", &text);
-        let mut model = crate::policy::parse::file(&text, Some(&own()), &mut sink).expect(&text);
+        let mut sink = crate::diagnostic::Sink::new("t", &text);
+        let mut model = crate::parse::file(&text, Some(&own()), &mut sink).expect(&text);
         sink.finish().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-        let policy = crate::policy::compile::compile(&mut model, &text, Some(&own()));
+        let policy = crate::compile::compile(&mut model, &text, Some(&own()));
         let dead: Vec<_> = match load("t", &text, Some(&own())) {
             Ok(_) => Vec::new(),
             Err(all) => all
@@ -281,9 +281,9 @@ fn outbound_verdicts_agree() {
             write!(out, "action: {}}}, ", actions[*action]).unwrap();
         }
         let text = file("", STRICT, &(out + "]"));
-        let mut sink = crate::policy::diagnostic::Sink::new("t", &text);
-        let mut model = crate::policy::parse::file(&text, Some(&own()), &mut sink).expect(&text);
-        let policy = crate::policy::compile::compile(&mut model, &text, Some(&own()));
+        let mut sink = crate::diagnostic::Sink::new("t", &text);
+        let mut model = crate::parse::file(&text, Some(&own()), &mut sink).expect(&text);
+        let policy = crate::compile::compile(&mut model, &text, Some(&own()));
         let dead = load("t", &text, Some(&own())).err().map(|e| e.to_string()).unwrap_or_default();
         for _ in 0..40 {
             let (ip, port) = (random.address(), random.pick(&PORTS));

@@ -1,8 +1,8 @@
 //! Every error and every warning, and what only looks like one.
 
 use super::*;
-use crate::policy::diagnostic::Sink;
-use crate::policy::{compile, index, lint, parse};
+use crate::diagnostic::Sink;
+use crate::{compile, index, lint, parse};
 
 fn destination(text: &str) -> String {
     file("", STRICT, &format!("{PASS}, destinations: [{{{text}}}]"))

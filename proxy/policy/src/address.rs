@@ -192,8 +192,8 @@ pub(super) fn v6_range(net: &IpNet) -> Option<(u128, u128)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::cidr::parse_net;
-    use crate::policy::yaml::Pos;
+    use crate::cidr::parse_net;
+    use crate::yaml::Pos;
 
     fn set(blocks: &[(&str, &[&str])]) -> AddressSet {
         let blocks: Vec<_> = blocks
