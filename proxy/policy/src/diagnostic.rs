@@ -223,7 +223,7 @@ impl<'t> Sink<'t> {
         // Stable: what one place has against it stays in the order of the stages.
         self.found.sort_by_key(|(pos, ..)| *pos);
         let mut shown: Vec<Diagnostic> = Vec::new();
-        let mut lines = self.text.lines();
+        let mut lines = lines(self.text);
         let (mut number, mut line) = (0, "");
         for (pos, kind, message) in self.found {
             if kind.severity() != wanted || shown.len() == MAX_SHOWN {
@@ -240,6 +240,18 @@ impl<'t> Sink<'t> {
         }
         shown
     }
+}
+
+/// The lines of a text as YAML counts them: a lone CR ends one, too (YAML 1.2.2, 5.4).
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some((line, after)) = text.split_once(['\r', '\n']) else { return rest.take() };
+        let crlf = text.as_bytes().get(line.len()) == Some(&b'\r') && after.starts_with('\n');
+        rest = Some(if crlf { after.get(1..).unwrap_or_default() } else { after });
+        Some(line)
+    })
 }
 
 /// The part of `line` around column `col` (from 1), and the caret's place in it.
@@ -277,6 +289,16 @@ mod tests {
         let messages: Vec<_> = all.as_slice().iter().map(|d| d.message.as_str()).collect();
         assert_eq!(messages, ["first", "third"]);
         assert_eq!(all.left_out(), 0);
+    }
+
+    #[test]
+    fn the_line_shown_is_the_one_that_yaml_counts() {
+        for text in ["a\nb\nthird\nd", "a\rb\rthird\rd", "a\r\nb\r\nthird\r\nd", "a\rb\nthird"] {
+            let mut sink = Sink::new("p", text);
+            sink.add(Kind::BadValue, Pos { line: 3, col: 1 }, "no");
+            assert_eq!(sink.finish().unwrap_err().as_slice()[0].source, "third", "{text:?}");
+        }
+        assert_eq!(lines("a\r\n\rb\n").collect::<Vec<_>>(), ["a", "", "b", ""]);
     }
 
     #[test]
