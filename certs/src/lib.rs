@@ -11,6 +11,8 @@ mod dates;
 mod files;
 pub mod forge;
 mod leaf;
+mod list_report;
+mod path;
 mod seen;
 
 pub mod generation;
@@ -19,6 +21,8 @@ pub mod issue;
 pub mod load;
 pub mod refusal;
 pub mod reload;
+pub mod revocation;
+pub mod revoke;
 pub mod spiffe;
 pub mod verify;
 pub mod watch;

@@ -25,7 +25,8 @@ impl Workers {
         self.tell(|| Command::Rejudge);
     }
 
-    /// Has every worker give up idle tunnels, which were made with other certificates.
+    /// Has every worker end connections to peers that are revoked now, and give up idle
+    /// tunnels, which were made with other certificates.
     pub fn renew(&self) {
         self.tell(|| Command::Renew);
     }

@@ -106,8 +106,16 @@ impl Reload {
             Outcome::Loaded(generation) => {
                 shared.metrics.certificate_reload("ok");
                 publish_expiry(shared, &generation);
+                if let Some(entry) = generation.own_revocation() {
+                    tracing::error!(
+                        serial = entry.serial,
+                        reason = entry.reason.unwrap_or("not given"),
+                        "our own certificate is revoked: peers refuse it; issue a new one"
+                    );
+                }
                 tracing::info!(
                     id = %generation.own_id(), serial = generation.serial(),
+                    revocation_lists = generation.revocation_lists().len(),
                     not_after = unix(generation.not_after()), "certificates loaded"
                 );
                 shared.published.tls.store(Some(generation));
