@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use crate::dates::system_time;
+use crate::expiry::{Lifetime, Subject};
 use crate::revocation::RevocationLists;
 use crate::spiffe::TrustDomain;
 
@@ -117,12 +116,13 @@ impl TrustBundles {
         self.domains.get(domain)
     }
 
-    /// Each domain with the end of its longest-lived authority: after that, nobody of that domain
+    /// The lifetime of each domain's longest-lived authority: after that, nobody of that domain
     /// can be verified.
-    pub fn not_after(&self) -> impl Iterator<Item = (&TrustDomain, SystemTime)> {
-        self.domains.iter().map(|(domain, bundle)| {
-            let last = bundle.authorities.iter().map(|a| a.not_after).max();
-            (domain, system_time(last.unwrap_or_default()))
+    pub fn lifetimes(&self) -> impl Iterator<Item = Lifetime> {
+        self.domains.iter().filter_map(|(domain, bundle)| {
+            let last = bundle.authorities.iter().max_by_key(|a| a.not_after)?;
+            let subject = Subject::Authority(domain.clone());
+            Some(Lifetime { subject, from: last.not_before, until: last.not_after })
         })
     }
 

@@ -17,6 +17,7 @@ use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::dates::{seconds, system_time};
+use crate::expiry::{Lifetime, Subject};
 use crate::leaf::{self, Leaf};
 use crate::refusal::PeerRefusal;
 use crate::revocation::{RevocationLists, RevokedEntry};
@@ -183,9 +184,20 @@ impl TlsGeneration {
         self.verifier.bundles().revocation_lists()
     }
 
-    /// Each trusted domain with the end of its longest-lived authority.
-    pub fn ca_not_after(&self) -> impl Iterator<Item = (&TrustDomain, SystemTime)> {
-        self.verifier.bundles().not_after()
+    /// Everything that ends: our own certificate, the longest-lived authority of each trusted
+    /// domain, each revocation list.
+    #[must_use]
+    pub fn lifetimes(&self) -> Vec<Lifetime> {
+        let own = Lifetime {
+            subject: Subject::OwnSvid,
+            from: self.own.not_before,
+            until: self.own.not_after,
+        };
+        let bundles = self.verifier.bundles();
+        let mut all = vec![own];
+        all.extend(bundles.lifetimes());
+        all.extend(bundles.revocation_lists().lifetimes().cloned());
+        all
     }
 
     /// The server's side: TLS 1.3, a client certificate is mandatory, no resumption.

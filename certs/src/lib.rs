@@ -15,6 +15,7 @@ mod list_report;
 mod path;
 mod seen;
 
+pub mod expiry;
 pub mod generation;
 pub mod inspect;
 pub mod issue;

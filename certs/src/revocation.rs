@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::SystemTime;
 
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -17,7 +16,8 @@ use webpki::{
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
-use crate::dates::{seconds, system_time};
+use crate::dates::seconds;
+use crate::expiry::{Lifetime, Subject};
 use crate::leaf;
 
 /// The most lists that may be loaded together.
@@ -42,7 +42,7 @@ pub enum CrlError {
 }
 
 struct List {
-    next_update: i64,
+    lifetime: Lifetime,
     crl: CertRevocationList<'static>,
 }
 
@@ -82,7 +82,14 @@ impl RevocationLists {
             if lists.iter().filter(of_name).count() >= MAX_LISTS_OF_ONE_NAME {
                 return Err(CrlError::TooMany);
             }
-            lists.push(List { next_update: next_update.timestamp(), crl });
+            let issuer = parsed.issuer().to_string().escape_debug().to_string();
+            let lifetime = Lifetime {
+                subject: Subject::RevocationList(issuer),
+                from: parsed.last_update().timestamp(),
+                // The first second that is too late.
+                until: next_update.timestamp().saturating_sub(1),
+            };
+            lists.push(List { lifetime, crl });
         }
         Ok(Self(lists))
     }
@@ -99,15 +106,14 @@ impl RevocationLists {
         self.0.is_empty()
     }
 
-    /// When the first of the lists expires.
-    #[must_use]
-    pub fn next_update(&self) -> Option<SystemTime> {
-        self.0.iter().map(|list| list.next_update).min().map(system_time)
+    /// When each of them begins and ends; the last second is that before its nextUpdate.
+    pub fn lifetimes(&self) -> impl Iterator<Item = &Lifetime> {
+        self.0.iter().map(|list| &list.lifetime)
     }
 
-    /// The same of those lists that a chain is held against.
-    pub(crate) fn next_update_for(&self, chain: &[CertificateDer<'_>]) -> Option<i64> {
-        self.of_issuers(chain).map(|list| list.next_update).min()
+    /// The last second of the first list to end, of those that a chain is held against.
+    pub(crate) fn end_for(&self, chain: &[CertificateDer<'_>]) -> Option<i64> {
+        self.of_issuers(chain).map(|list| list.lifetime.until).min()
     }
 
     /// What a list with the right issuer's name says of a certificate of the chain. Whether that

@@ -47,7 +47,7 @@ struct Peer {
     /// may have expired by then, and its authority have left the bundle.
     verified_at: UnixTime,
     bundle: Arc<Bundle>,
-    /// The end of the first revocation list that the chain was held against.
+    /// The last second of the first revocation list that the chain was held against.
     lists_end: Option<i64>,
 }
 
@@ -97,7 +97,7 @@ impl VerifiedPeer {
     pub fn is_valid_at(&self, now: UnixTime) -> bool {
         let now = seconds(now);
         (self.0.not_before..=self.0.not_after).contains(&now)
-            && self.0.lists_end.is_none_or(|end| now < end)
+            && self.0.lists_end.is_none_or(|end| now <= end)
     }
 }
 
@@ -176,7 +176,7 @@ impl SvidVerifier {
             chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
             verified_at: now,
             bundle: Arc::clone(bundle),
-            lists_end: lists.next_update_for(chain),
+            lists_end: lists.end_for(chain),
         })))
     }
 

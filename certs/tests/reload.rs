@@ -180,7 +180,8 @@ fn federated_bundles_come_from_a_directory_by_name() {
     fs::write(bundles.join(".hidden.pem"), "not a bundle").unwrap();
     let files = IdentityFiles { trust_bundles_dir: Some(bundles.clone()), ..files_in(dir.path()) };
     let generation = load(&files, UnixTime::now()).unwrap();
-    let mut domains: Vec<_> = generation.ca_not_after().map(|(d, _)| d.to_string()).collect();
+    let mut domains: Vec<_> =
+        generation.verifier().bundles().domains().map(ToString::to_string).collect();
     domains.sort();
     assert_eq!(domains, [DOMAIN, "other.example"]);
 

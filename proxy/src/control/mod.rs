@@ -1,6 +1,7 @@
 //! The control thread's work: loading and reloading certificates and policy,
 //! resolving names, and publishing the results to the workers.
 
+mod expiry;
 mod reload;
 mod resolve;
 mod source;
