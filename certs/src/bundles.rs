@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::time::SystemTime;
+use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use crate::dates::system_time;
+use crate::expiry::{Lifetime, Subject};
+use crate::revocation::RevocationLists;
 use crate::spiffe::TrustDomain;
 
 /// A certificate that can't stand in a trust bundle, and why.
@@ -36,7 +37,7 @@ pub(crate) struct Authority {
     pub(crate) path_len: Option<u32>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Bundle {
     // Parallel to `authorities`: webpki wants the anchors as one slice.
     pub(crate) anchors: Vec<TrustAnchor<'static>>,
@@ -45,9 +46,13 @@ pub(crate) struct Bundle {
 
 /// The authorities of each trust domain. A chain is validated against the bundle of its own
 /// identity's trust domain and no other, so one domain's authority can't vouch for another's
-/// workloads (SPIFFE Trust Domain and Bundle).
+/// workloads (SPIFFE Trust Domain and Bundle). Revocation lists need no domain: each speaks for
+/// the certificates of the key that has signed it.
 #[derive(Debug, Clone, Default)]
-pub struct TrustBundles(HashMap<TrustDomain, Bundle>);
+pub struct TrustBundles {
+    domains: HashMap<TrustDomain, Arc<Bundle>>,
+    lists: Arc<RevocationLists>,
+}
 
 impl TrustBundles {
     /// No domain at all: everything is refused.
@@ -87,28 +92,42 @@ impl TrustBundles {
                 path_len: constraints.and_then(|e| e.value.path_len_constraint),
             });
         }
-        if self.0.contains_key(&domain) {
+        if self.domains.contains_key(&domain) {
             return Err(BundleError::Twice(domain));
         }
-        self.0.insert(domain, bundle);
+        self.domains.insert(domain, Arc::new(bundle));
         Ok(())
     }
 
-    pub(crate) fn of(&self, domain: &TrustDomain) -> Option<&Bundle> {
-        self.0.get(domain)
+    /// The same authorities, with these revocation lists in place of those before.
+    #[must_use]
+    pub fn with_revocation_lists(mut self, lists: RevocationLists) -> Self {
+        self.lists = Arc::new(lists);
+        self
     }
 
-    /// Each domain with the end of its longest-lived authority: after that, nobody of that domain
+    /// The revocation lists.
+    #[must_use]
+    pub fn revocation_lists(&self) -> &RevocationLists {
+        &self.lists
+    }
+
+    pub(crate) fn of(&self, domain: &TrustDomain) -> Option<&Arc<Bundle>> {
+        self.domains.get(domain)
+    }
+
+    /// The lifetime of each domain's longest-lived authority: after that, nobody of that domain
     /// can be verified.
-    pub fn not_after(&self) -> impl Iterator<Item = (&TrustDomain, SystemTime)> {
-        self.0.iter().map(|(domain, bundle)| {
-            let last = bundle.authorities.iter().map(|a| a.not_after).max();
-            (domain, system_time(last.unwrap_or_default()))
+    pub fn lifetimes(&self) -> impl Iterator<Item = Lifetime> {
+        self.domains.iter().filter_map(|(domain, bundle)| {
+            let last = bundle.authorities.iter().max_by_key(|a| a.not_after)?;
+            let subject = Subject::Authority(domain.clone());
+            Some(Lifetime { subject, from: last.not_before, until: last.not_after })
         })
     }
 
     /// The domains, in no order.
     pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
-        self.0.keys()
+        self.domains.keys()
     }
 }

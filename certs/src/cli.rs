@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pillion_certs::inspect::{Broken, Report, inspect};
 use pillion_certs::issue::{self, CertificateAuthority, NewFile, WriteError};
+use pillion_certs::revoke::{RevocationReason, Serial, revocation_list};
 use pillion_certs::spiffe::{SpiffeId, TrustDomain};
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
@@ -34,7 +35,9 @@ enum Command {
     Ca(Ca),
     /// Issue an SVID with a fresh key: DIR/tls.crt, DIR/tls.key and DIR/ca.crt
     Issue(Issue),
-    /// Show the certificates in PEM files, and every SPIFFE rule that they break
+    /// Write or renew an authority's revocation list, with these certificates in it
+    Revoke(Revoke),
+    /// Show certificates and revocation lists in PEM files, and every rule that they break
     Inspect(Inspect),
 }
 
@@ -74,13 +77,62 @@ struct Issue {
 }
 
 #[derive(Debug, Args)]
+struct Revoke {
+    /// The authority's directory, with ca.crt and ca.key
+    #[arg(long, value_name = "DIR")]
+    ca: PathBuf,
+    /// The list, PEM; one that is there is added to
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// A certificate to revoke, by its file (the first in it); may be given several times
+    #[arg(long, value_name = "FILE")]
+    cert: Vec<PathBuf>,
+    /// A certificate to revoke, by its serial number in hex; may be given several times
+    #[arg(long, value_name = "HEX")]
+    serial: Vec<Serial>,
+    /// Why, for those that are added now
+    #[arg(long, value_enum)]
+    reason: Option<Reason>,
+    /// When the list ends, from now: a number with s, m, h or d. Renew it before
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = duration)]
+    next_update: Duration,
+}
+
+/// Why a certificate is revoked (RFC 5280, 5.3.1).
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Reason {
+    KeyCompromise,
+    CaCompromise,
+    AffiliationChanged,
+    Superseded,
+    CessationOfOperation,
+    PrivilegeWithdrawn,
+}
+
+impl From<Reason> for RevocationReason {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::KeyCompromise => Self::KeyCompromise,
+            Reason::CaCompromise => Self::CaCompromise,
+            Reason::AffiliationChanged => Self::AffiliationChanged,
+            Reason::Superseded => Self::Superseded,
+            Reason::CessationOfOperation => Self::CessationOfOperation,
+            Reason::PrivilegeWithdrawn => Self::PrivilegeWithdrawn,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
 struct Inspect {
-    /// PEM files: a chain (leaf first) or a trust bundle
+    /// PEM files: a chain (leaf first), a trust bundle or revocation lists
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Also verify each chain against these authorities, as a peer would
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// With --ca: hold the chains against these revocation lists, too
+    #[arg(long, value_name = "FILE", requires = "ca")]
+    crl: Option<PathBuf>,
     /// The form of the report
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -113,6 +165,7 @@ pub(crate) fn run(cli: &Cli) -> ExitCode {
     let done = match &cli.command {
         Command::Ca(command) => make_ca(command).map(|()| true),
         Command::Issue(command) => issue_svid(command).map(|()| true),
+        Command::Revoke(command) => revoke(command).map(|()| true),
         Command::Inspect(command) => inspect_files(command),
     };
     match done {
@@ -148,10 +201,7 @@ fn make_ca(command: &Ca) -> Result<(), Failure> {
 }
 
 fn issue_svid(command: &Issue) -> Result<(), Failure> {
-    let authority = CertificateAuthority {
-        cert_pem: read_text(&command.ca.join("ca.crt"))?.to_string(),
-        key_pem: read_text(&command.ca.join("ca.key"))?,
-    };
+    let authority = read_authority(&command.ca)?;
     let svid = issue::issue(&authority, &command.id, command.ttl)?;
     make_directory(&command.out)?;
     let path = |name: &str| command.out.join(name);
@@ -172,6 +222,31 @@ fn issue_svid(command: &Issue) -> Result<(), Failure> {
     Ok(())
 }
 
+fn revoke(command: &Revoke) -> Result<(), Failure> {
+    let authority = read_authority(&command.ca)?;
+    let mut serials = command.serial.clone();
+    for file in &command.cert {
+        serials.push(Serial::of_certificate(read_text(file)?.as_bytes(), &authority)?);
+    }
+    let previous = match command.out.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        _ => Some(read_text(&command.out)?),
+    };
+    let previous = previous.as_ref().map(|text| text.as_bytes());
+    let reason = command.reason.map(RevocationReason::from);
+    let list = revocation_list(&authority, previous, &serials, reason, command.next_update)?;
+    issue::write_atomically(&command.out, list.as_bytes(), 0o644)?;
+    writeln!(io::stdout(), "revocation list: {}", command.out.display())?;
+    Ok(())
+}
+
+fn read_authority(directory: &Path) -> Result<CertificateAuthority, Failure> {
+    Ok(CertificateAuthority {
+        cert_pem: read_text(&directory.join("ca.crt"))?.to_string(),
+        key_pem: read_text(&directory.join("ca.key"))?,
+    })
+}
+
 #[derive(Serialize)]
 struct FileReport {
     file: String,
@@ -182,9 +257,10 @@ struct FileReport {
 fn inspect_files(command: &Inspect) -> Result<bool, Failure> {
     let ca = command.ca.as_deref().map(read_text).transpose()?;
     let ca = ca.as_ref().map(|text| text.as_bytes());
+    let crl = command.crl.as_deref().map(read_bytes).transpose()?;
     let mut reports = Vec::with_capacity(command.files.len());
     for file in &command.files {
-        let report = inspect(read_text(file)?.as_bytes(), ca, UnixTime::now());
+        let report = inspect(read_text(file)?.as_bytes(), ca, crl.as_deref(), UnixTime::now());
         reports.push(FileReport { file: file.display().to_string(), report });
     }
     let mut out = io::stdout().lock();
@@ -217,6 +293,21 @@ fn write_text(out: &mut impl Write, file: &FileReport) -> io::Result<()> {
         )?;
         write_broken(out, "    ", &certificate.broken)?;
     }
+    for list in &file.report.lists {
+        writeln!(
+            out,
+            "  list of  {}\n    issued   {}\n    ends     {}\n    revokes  {}",
+            list.issuer,
+            list.this_update,
+            list.next_update.as_deref().unwrap_or("(never: it can't be used)"),
+            list.revoked.len(),
+        )?;
+        for entry in &list.revoked {
+            let reason = entry.reason.as_deref().unwrap_or("no reason given");
+            writeln!(out, "      {} at {}, {reason}", entry.serial, entry.at)?;
+        }
+        write_broken(out, "    ", &list.broken)?;
+    }
     write_broken(out, "  ", &file.report.broken)?;
     if file.report.is_good() {
         writeln!(out, "  good: it breaks no rule")?;
@@ -230,6 +321,10 @@ fn write_broken(out: &mut impl Write, indent: &str, broken: &[Broken]) -> io::Re
 
 fn make_directory(path: &Path) -> Result<(), Failure> {
     fs::create_dir_all(path).map_err(|source| Failure::Directory { path: path.to_owned(), source })
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|source| Failure::Read { path: path.to_owned(), source })
 }
 
 fn read_text(path: &Path) -> Result<Zeroizing<String>, Failure> {

@@ -17,8 +17,10 @@ use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::dates::{seconds, system_time};
+use crate::expiry::{Lifetime, Subject};
 use crate::leaf::{self, Leaf};
 use crate::refusal::PeerRefusal;
+use crate::revocation::{RevocationLists, RevokedEntry};
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::verify::{SvidVerifier, TrustBundles, VerifiedPeer};
 
@@ -53,6 +55,19 @@ pub enum KeyExchange {
     Classic,
 }
 
+/// What peers will make of our own certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OwnState {
+    /// They will take it, as far as we can tell.
+    Good,
+    /// It isn't valid yet; often a clock is wrong.
+    NotYetValid,
+    /// It has expired.
+    Expired,
+    /// It, or one of its issuers, is in a revocation list.
+    Revoked,
+}
+
 /// Why a generation can't be built from certificates that could be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenerationError {
@@ -73,6 +88,7 @@ pub enum GenerationError {
 /// An own identity, the bundles to check peers with, and the TLS configurations made of them.
 pub struct TlsGeneration {
     own: Leaf,
+    own_revocation: Option<RevokedEntry>,
     verifier: Arc<SvidVerifier>,
     server_mesh: Arc<ServerConfig>,
     server_plain: Arc<ServerConfig>,
@@ -85,7 +101,7 @@ impl TlsGeneration {
     /// Builds everything from our chain (leaf first), its private key and the trust bundles.
     ///
     /// The leaf is held to the rules for a peer's, but for its dates and issuer: an expired
-    /// certificate loads, see [`TlsGeneration::is_expired`].
+    /// certificate loads, see [`TlsGeneration::own_state`].
     ///
     /// # Errors
     /// [`GenerationError`]; an empty chain is `OwnSvid(NoCertificate)`.
@@ -98,14 +114,16 @@ impl TlsGeneration {
         let end_entity =
             chain.first().ok_or(GenerationError::OwnSvid(PeerRefusal::NoCertificate))?;
         let own = leaf::check(end_entity).map_err(GenerationError::OwnSvid)?;
+        let verifier = Arc::new(SvidVerifier::new(bundles));
+        let own_revocation = verifier.own_revocation(&own, &chain);
         let provider = Arc::new(provider(key_exchange));
         let identity = Arc::new(certified_key(chain, key, &provider)?);
-        let verifier = Arc::new(SvidVerifier::new(bundles));
         let tls = |e: rustls::Error| GenerationError::Tls(e.to_string());
         let server = |alpn: &[&[u8]]| server_config(&provider, &verifier, &identity, alpn);
         let client = |alpn: &[&[u8]]| client_config(&provider, &verifier, &identity, alpn);
         Ok(Self {
             own,
+            own_revocation,
             server_mesh: Arc::new(server(ALPN_PROTOCOLS).map_err(tls)?),
             server_plain: Arc::new(server(&[]).map_err(tls)?),
             client_tunnel: Arc::new(client(ALPN_PROTOCOLS).map_err(tls)?),
@@ -145,15 +163,54 @@ impl TlsGeneration {
         system_time(self.own.not_after)
     }
 
-    /// Whether our leaf has expired: peers will refuse it, so whoever holds this isn't ready.
+    /// What peers will make of our own certificate; but for [`OwnState::Good`] whoever holds this
+    /// isn't ready, because they will refuse it.
     #[must_use]
-    pub fn is_expired(&self, now: UnixTime) -> bool {
-        seconds(now) > self.own.not_after
+    pub fn own_state(&self, now: UnixTime) -> OwnState {
+        if self.own_revocation.is_some() {
+            OwnState::Revoked
+        } else if seconds(now) > self.own.not_after {
+            OwnState::Expired
+        } else if seconds(now) < self.own.not_before {
+            OwnState::NotYetValid
+        } else {
+            OwnState::Good
+        }
     }
 
-    /// Each trusted domain with the end of its longest-lived authority.
-    pub fn ca_not_after(&self) -> impl Iterator<Item = (&TrustDomain, SystemTime)> {
-        self.verifier.bundles().not_after()
+    /// The entry of a revocation list that revokes a certificate of our own chain.
+    #[must_use]
+    pub fn own_revocation(&self) -> Option<&RevokedEntry> {
+        self.own_revocation.as_ref()
+    }
+
+    /// Whether a peer, verified by this generation or an earlier one, is revoked by the lists of
+    /// this one; see [`SvidVerifier::revocation_of`].
+    #[must_use]
+    pub fn revocation_of(&self, peer: &VerifiedPeer) -> Option<PeerRefusal> {
+        self.verifier.revocation_of(peer)
+    }
+
+    /// The revocation lists that peers are held against.
+    #[must_use]
+    pub fn revocation_lists(&self) -> &RevocationLists {
+        self.verifier.bundles().revocation_lists()
+    }
+
+    /// Everything that ends: our own certificate, the longest-lived authority of each trusted
+    /// domain, each revocation list.
+    #[must_use]
+    pub fn lifetimes(&self) -> Vec<Lifetime> {
+        let own = Lifetime {
+            subject: Subject::OwnSvid,
+            from: self.own.not_before,
+            until: self.own.not_after,
+        };
+        let bundles = self.verifier.bundles();
+        let mut all = vec![own];
+        all.extend(bundles.lifetimes());
+        all.extend(bundles.revocation_lists().lifetimes().cloned());
+        all
     }
 
     /// The server's side: TLS 1.3, a client certificate is mandatory, no resumption.

@@ -8,14 +8,17 @@ use x509_parser::public_key::PublicKey;
 
 use crate::dates::{rfc3339, seconds};
 use crate::leaf;
+use crate::list_report::lists;
+pub use crate::list_report::{EntryReport, ListReport};
 use crate::refusal::{LeafSummary, PeerRefusal};
+use crate::revocation::RevocationLists;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::verify::{SvidVerifier, TrustBundles};
 
 /// A rule that is broken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Broken {
-    /// The stable word for it, a [`PeerRefusal::label`].
+    /// The stable word for it: a [`PeerRefusal::label`], or `bad_crl`.
     pub rule: &'static str,
     /// The whole sentence.
     pub message: String,
@@ -58,6 +61,8 @@ pub struct Report {
     /// The certificates in the file's order. A file of authorities alone is a trust bundle, and
     /// isn't verified against the given authorities; in any other, the first certificate is held to a leaf's rules.
     pub certificates: Vec<CertificateReport>,
+    /// The revocation lists in the file.
+    pub lists: Vec<ListReport>,
     /// What is wrong with the file as a whole: its PEM, or its path to the given authority.
     pub broken: Vec<Broken>,
 }
@@ -66,19 +71,26 @@ impl Report {
     /// Whether nothing at all is wrong.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.broken.is_empty() && self.certificates.iter().all(|c| c.broken.is_empty())
+        self.broken.is_empty()
+            && self.certificates.iter().all(|c| c.broken.is_empty())
+            && self.lists.iter().all(|list| list.broken.is_empty())
     }
 }
 
 /// Judges a PEM file at the time `now`. With `ca_pem`, the chain is also verified as a peer's would
-/// be, with those authorities as the bundle of the leaf's own trust domain.
+/// be, with those authorities as the bundle of the leaf's own trust domain, and with `crl`, if
+/// given, as revocation lists; a list in the file must be signed by one of them.
 ///
 /// Never fails: what can't be read is in the report.
 #[must_use]
-pub fn inspect(pem: &[u8], ca_pem: Option<&[u8]>, now: UnixTime) -> Report {
+pub fn inspect(pem: &[u8], ca_pem: Option<&[u8]>, crl: Option<&[u8]>, now: UnixTime) -> Report {
     let mut broken: Vec<Broken> = Vec::new();
+    let authorities = ca_pem.and_then(|pem| certificates(pem).ok());
+    let lists = lists(pem, authorities.as_deref(), now).unwrap_or_default();
     let chain = certificates(pem).unwrap_or_else(|refusal| {
-        broken.push(refusal.into());
+        if lists.is_empty() || refusal != PeerRefusal::NoCertificate {
+            broken.push(refusal.into());
+        }
         Vec::new()
     });
     let is_bundle = chain.iter().all(|der| leaf::parse(der).is_ok_and(|c| is_authority(&c)));
@@ -94,7 +106,7 @@ pub fn inspect(pem: &[u8], ca_pem: Option<&[u8]>, now: UnixTime) -> Report {
     }
     if let Some(ca_pem) = ca_pem
         && !is_bundle
-        && let Err(refusal) = verify(&chain, ca_pem, now)
+        && let Err(refusal) = verify(&chain, ca_pem, crl, now)
     {
         let refusal = Broken::from(refusal);
         let known = |c: &CertificateReport| c.broken.iter().any(|b| b.rule == refusal.rule);
@@ -102,7 +114,7 @@ pub fn inspect(pem: &[u8], ca_pem: Option<&[u8]>, now: UnixTime) -> Report {
             broken.push(refusal);
         }
     }
-    Report { certificates: reports, broken }
+    Report { certificates: reports, lists, broken }
 }
 
 // A CA certificate that names a workload is a leaf that breaks a rule, not an authority: an
@@ -121,13 +133,22 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PeerRefusal>
     }
 }
 
-fn verify(chain: &[CertificateDer<'_>], ca_pem: &[u8], now: UnixTime) -> Result<(), PeerRefusal> {
+fn verify(
+    chain: &[CertificateDer<'_>],
+    ca_pem: &[u8],
+    crl: Option<&[u8]>,
+    now: UnixTime,
+) -> Result<(), PeerRefusal> {
     let Some(end_entity) = chain.first() else { return Ok(()) };
     let domain = leaf::check(end_entity)?.id.trust_domain().clone();
     let mut bundles = TrustBundles::new();
     bundles
         .add(domain, &certificates(ca_pem)?)
         .map_err(|error| PeerRefusal::Malformed(format!("the authority's file: {error}")))?;
+    let lists = crl.map(RevocationLists::from_file).transpose().map_err(|error| {
+        PeerRefusal::Malformed(format!("the file of revocation lists: {error}"))
+    })?;
+    let bundles = bundles.with_revocation_lists(lists.unwrap_or_default());
     SvidVerifier::new(bundles).verify(chain, now).map(|_| ())
 }
 
@@ -212,7 +233,7 @@ mod tests {
         let domain: TrustDomain = "example.org".parse().unwrap();
         let ca = issue::make_ca(&domain, DAY * 30).unwrap();
         for bad in issue::bad_svids(&ca, &domain).unwrap() {
-            let report = inspect(bad.svid.chain_pem.as_bytes(), None, UnixTime::now());
+            let report = inspect(bad.svid.chain_pem.as_bytes(), None, None, UnixTime::now());
             let rules: Vec<_> =
                 report.certificates.iter().flat_map(|c| &c.broken).map(|b| b.rule).collect();
             match bad.expected_label {
@@ -229,7 +250,7 @@ mod tests {
         let ca = issue::make_ca(&domain, DAY * 30).unwrap();
         let forge = Forge::new("spiffe://example.org/a?q").unwrap();
         let svid = forge.key_usages(&[]).valid(-20, -10).sign(&ca).unwrap();
-        let report = inspect(svid.chain_pem.as_bytes(), None, UnixTime::now());
+        let report = inspect(svid.chain_pem.as_bytes(), None, None, UnixTime::now());
         let rules: Vec<_> = report.certificates[0].broken.iter().map(|b| b.rule).collect();
         assert_eq!(rules, ["spiffe_query", "no_digital_signature", "expired"]);
         assert!(!report.is_good());
@@ -243,18 +264,19 @@ mod tests {
         let id = "spiffe://example.org/a".parse().unwrap();
         let svid = issue::issue(&ca, &id, DAY * 3).unwrap();
         let now = UnixTime::now();
-        let judge = |ca_pem: &str| inspect(svid.chain_pem.as_bytes(), Some(ca_pem.as_bytes()), now);
+        let judge =
+            |ca_pem: &str| inspect(svid.chain_pem.as_bytes(), Some(ca_pem.as_bytes()), None, now);
         let good = judge(&ca.cert_pem);
         assert!(good.is_good(), "{good:?}");
         assert_eq!(good.certificates[0].id.as_deref(), Some("spiffe://example.org/a"));
         assert!((2..=3).contains(&good.certificates[0].days_left), "{good:?}");
         assert_eq!(good.certificates[0].key, "ECDSA 256");
         assert_eq!(judge(&stranger.cert_pem).broken[0].rule, "unknown_issuer");
-        let bundle = inspect(ca.cert_pem.as_bytes(), None, now);
+        let bundle = inspect(ca.cert_pem.as_bytes(), None, None, now);
         assert!(bundle.is_good(), "{bundle:?}");
         assert_eq!(bundle.certificates[0].id.as_deref(), Some("spiffe://example.org"));
-        assert_eq!(inspect(b"hello", None, now).broken[0].rule, "no_certificate");
+        assert_eq!(inspect(b"hello", None, None, now).broken[0].rule, "no_certificate");
         let torn = &svid.chain_pem.as_bytes()[..100];
-        assert_eq!(inspect(torn, None, now).broken[0].rule, "malformed");
+        assert_eq!(inspect(torn, None, None, now).broken[0].rule, "malformed");
     }
 }

@@ -1,7 +1,7 @@
 //! Authorities and SVIDs, made with rcgen: ECDSA P-256, a fresh key each time.
 //!
 //! For development, demos and tests, and for whoever runs a handful of services without a SPIRE or
-//! cert-manager. The authority's key is a file; there is no revocation and no audit.
+//! cert-manager. The authority's key is a file; there is no audit. [`crate::revoke`] revokes.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -53,6 +53,9 @@ pub enum IssueError {
     /// A lifetime of nothing, or beyond what a date can hold.
     #[error("a lifetime of {0:?} can't be issued; use something between 1 s and 100 years")]
     BadTtl(Duration),
+    /// What should be revoked, or the list that it should be added to, can't be.
+    #[error("can't be revoked: {0}")]
+    BadRevocation(String),
     /// rcgen's reason.
     #[error("can't be issued: {0}")]
     Rcgen(#[from] rcgen::Error),
@@ -160,20 +163,31 @@ pub(crate) fn sign(
     params: CertificateParams,
     authority: &CertificateAuthority,
 ) -> Result<Issued, IssueError> {
-    let authority_key = KeyPair::from_pem(&authority.key_pem)
-        .map_err(|error| IssueError::BadAuthority(format!("its key: {error}")))?;
-    let issuer = Issuer::from_ca_cert_pem(&authority.cert_pem, authority_key)
-        .map_err(|error| IssueError::BadAuthority(format!("its certificate: {error}")))?;
     let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, &issuer)?;
+    let certificate = params.signed_by(&key, &issuer(authority)?)?;
     Ok(Issued { chain_pem: certificate.pem(), key_pem: Zeroizing::new(key.serialize_pem()) })
 }
 
-fn base_params(ttl: Duration) -> Result<CertificateParams, IssueError> {
+/// The authority as rcgen wants it.
+pub(crate) fn issuer(
+    authority: &CertificateAuthority,
+) -> Result<Issuer<'static, KeyPair>, IssueError> {
+    let key = KeyPair::from_pem(&authority.key_pem)
+        .map_err(|error| IssueError::BadAuthority(format!("its key: {error}")))?;
+    Issuer::from_ca_cert_pem(&authority.cert_pem, key)
+        .map_err(|error| IssueError::BadAuthority(format!("its certificate: {error}")))
+}
+
+pub(crate) fn check_ttl(ttl: Duration) -> Result<(), IssueError> {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
     if !(Duration::from_secs(1)..=CENTURY).contains(&ttl) {
         return Err(IssueError::BadTtl(ttl));
     }
+    Ok(())
+}
+
+fn base_params(ttl: Duration) -> Result<CertificateParams, IssueError> {
+    check_ttl(ttl)?;
     let now = OffsetDateTime::now_utc();
     let mut params = CertificateParams::default();
     params.not_before = now - BACKDATE;

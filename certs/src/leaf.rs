@@ -44,7 +44,11 @@ pub(crate) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'
 
 /// The serial number in lower-case hex, cut at RFC 5280's 20 bytes (and a sign byte).
 pub(crate) fn serial(certificate: &X509Certificate<'_>) -> String {
-    certificate.raw_serial().iter().take(21).map(|byte| format!("{byte:02x}")).collect()
+    hex(certificate.raw_serial())
+}
+
+pub(crate) fn hex(serial: &[u8]) -> String {
+    serial.iter().take(21).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Every rule that a leaf breaks, in the order of [`PeerRefusal`]; the identity where it has a good

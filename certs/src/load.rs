@@ -11,11 +11,14 @@ use crate::files::{Content, ContentHash, Directories, Hasher, ReadFault};
 pub use crate::generation::KeyExchange;
 use crate::generation::{GenerationError, TlsGeneration};
 use crate::refusal::PeerRefusal;
+use crate::revocation::{CrlError, RevocationLists};
 use crate::spiffe::TrustDomain;
 use crate::verify::TrustBundles;
 
-/// The most bytes that any one file may have.
+/// The most bytes that any one file may have, but for that of revocation lists.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// The most bytes that the file of revocation lists may have.
+pub const MAX_CRL_FILE_BYTES: u64 = 8 * 1024 * 1024;
 /// The most bundles that a directory of trust bundles may hold.
 pub const MAX_TRUST_BUNDLES: usize = 256;
 
@@ -49,6 +52,8 @@ pub struct IdentityFiles {
     /// A directory with `<trust domain>.pem` for each other domain. Other files in it, and hidden
     /// ones, are left alone.
     pub trust_bundles_dir: Option<PathBuf>,
+    /// Revocation lists, PEM or DER, of authorities of any domain. Without one nothing is revoked.
+    pub crl: Option<PathBuf>,
     /// Our trust domain, where it isn't simply that of our certificate; the two must be equal.
     pub trust_domain: Option<TrustDomain>,
     /// Which key exchange to offer.
@@ -65,6 +70,7 @@ impl IdentityFiles {
         };
         paths.push(self.ca.clone());
         paths.extend(self.trust_bundles_dir.clone());
+        paths.extend(self.crl.clone());
         paths
     }
 }
@@ -83,13 +89,15 @@ pub enum LoadError {
         /// The system's reason.
         reason: String,
     },
-    /// More than [`MAX_FILE_BYTES`].
-    #[error("{}: {bytes} bytes; {MAX_FILE_BYTES} is the most, is it the right file?", .path.display())]
+    /// More than [`MAX_FILE_BYTES`], or of revocation lists than [`MAX_CRL_FILE_BYTES`].
+    #[error("{}: {bytes} bytes; {most} is the most, is it the right file?", .path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
         /// How many bytes it has.
         bytes: u64,
+        /// How many it may have.
+        most: u64,
     },
     /// No bytes at all.
     #[error("{}: empty; wait for its writer or issue the certificate again", .0.display())]
@@ -141,6 +149,14 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// Revocation lists that can't be used.
+    #[error("{}: as revocation lists: {error}", .path.display())]
+    BadCrl {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: CrlError,
+    },
     /// The files changed all the while.
     #[error(
         "the certificate files changed during each of {MAX_READINGS} readings; the next poll tries again"
@@ -164,6 +180,7 @@ impl LoadError {
         "own_svid_invalid",
         "trust_domain",
         "bundle",
+        "bad_crl",
         "changing",
         "tls",
     ];
@@ -182,24 +199,25 @@ impl LoadError {
             Self::OwnSvidInvalid { .. } => "own_svid_invalid",
             Self::TrustDomain { .. } => "trust_domain",
             Self::Bundle { .. } => "bundle",
+            Self::BadCrl { .. } => "bad_crl",
             Self::Changing => "changing",
             Self::Tls(_) => "tls",
         }
     }
 
-    fn reading(path: &Path, fault: ReadFault) -> Self {
+    fn reading(path: &Path, most: u64, fault: ReadFault) -> Self {
         let path = path.to_owned();
         match fault {
             ReadFault::NotFound => Self::NotFound(path),
             ReadFault::Unreadable(reason) => Self::Unreadable { path, reason },
-            ReadFault::TooLarge(bytes) => Self::TooLarge { path, bytes },
+            ReadFault::TooLarge(bytes) => Self::TooLarge { path, bytes, most },
             ReadFault::Empty => Self::Empty(path),
         }
     }
 }
 
 /// Loads a generation. An expired certificate of our own is no error, see
-/// [`TlsGeneration::is_expired`]; one that doesn't chain to our own bundle at `now` is only warned
+/// [`TlsGeneration::own_state`]; one that doesn't chain to our own bundle at `now` is only warned
 /// of, because certificate and bundle rotate at different moments.
 ///
 /// # Errors
@@ -213,6 +231,7 @@ pub(crate) struct Snapshot {
     cert: Content,
     key: Content,
     ca: Content,
+    crl: Option<Content>,
     bundles: Vec<(PathBuf, TrustDomain, Content)>,
     pub(crate) hash: ContentHash,
 }
@@ -238,9 +257,11 @@ pub(crate) fn read_stable(files: &IdentityFiles) -> Result<Snapshot, LoadError> 
 
 fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
     let mut directories = Directories::default();
-    let mut read = |path: &Path| {
-        directories.read(path, MAX_FILE_BYTES).map_err(|fault| LoadError::reading(path, fault))
+    let mut read_up_to = |path: &Path, most: u64| {
+        directories.read(path, most).map_err(|fault| LoadError::reading(path, most, fault))
     };
+    let crl = files.crl.as_ref().map(|path| read_up_to(path, MAX_CRL_FILE_BYTES)).transpose()?;
+    let mut read = |path: &Path| read_up_to(path, MAX_FILE_BYTES);
     let (cert, key) = match &files.svid {
         SvidSource::Files { cert, key } => (read(cert)?, read(key)?),
         SvidSource::Bundle { file } => {
@@ -257,11 +278,13 @@ fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
     for part in [&cert, &key, &ca] {
         hasher.part(part);
     }
+    // A file can't be empty, so this is never that of one.
+    hasher.part(crl.as_ref().map_or(&[], |crl| crl.as_slice()));
     for (_, domain, content) in &bundles {
         hasher.part(domain.as_str().as_bytes());
         hasher.part(content);
     }
-    Ok(Snapshot { cert, key, ca, bundles, hash: hasher.finish() })
+    Ok(Snapshot { cert, key, ca, crl, bundles, hash: hasher.finish() })
 }
 
 fn read_bundles(
@@ -295,7 +318,7 @@ fn read_bundles(
         })?;
         let content = directories
             .read(&path, MAX_FILE_BYTES)
-            .map_err(|fault| LoadError::reading(&path, fault))?;
+            .map_err(|fault| LoadError::reading(&path, MAX_FILE_BYTES, fault))?;
         bundles.push((path, domain, content));
     }
     Ok(bundles)
@@ -319,7 +342,8 @@ pub(crate) fn build(
         let (path, expected) = (cert_path.clone(), expected.clone());
         return Err(LoadError::TrustDomain { path, found: own_domain, expected });
     }
-    let bundles = trust_bundles(files, snapshot, &own_domain)?;
+    let lists = revocation_lists(files, snapshot)?;
+    let bundles = trust_bundles(files, snapshot, &own_domain)?.with_revocation_lists(lists);
     let generation = TlsGeneration::new(chain.clone(), key, bundles, files.key_exchange);
     let generation = generation.map_err(|error| match error {
         GenerationError::KeyMismatch => LoadError::KeyMismatch(key_path.clone()),
@@ -353,6 +377,17 @@ fn trust_bundles(
         add(path, domain, content)?;
     }
     Ok(bundles)
+}
+
+fn revocation_lists(
+    files: &IdentityFiles,
+    snapshot: &Snapshot,
+) -> Result<RevocationLists, LoadError> {
+    match (&files.crl, &snapshot.crl) {
+        (Some(path), Some(content)) => RevocationLists::from_file(content)
+            .map_err(|error| LoadError::BadCrl { path: path.clone(), error }),
+        _ => Ok(RevocationLists::default()),
+    }
 }
 
 fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, LoadError> {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::dates::rfc3339;
+use crate::revocation::RevokedEntry;
 use crate::spiffe::SpiffeIdError;
 
 /// What is known of a leaf certificate when it is refused, for the log.
@@ -147,6 +148,39 @@ pub enum PeerRefusal {
         /// The constraint.
         what: String,
     },
+    /// A certificate of the chain is in its issuer's revocation list (RFC 5280 §6.3).
+    #[error(
+        "certificate {} was revoked at {}, reason {} ({leaf})",
+        .entry.serial, rfc3339(.entry.at), .entry.reason.unwrap_or("not given")
+    )]
+    Revoked {
+        /// The leaf of the chain.
+        leaf: LeafSummary,
+        /// The certificate's entry in the list.
+        entry: RevokedEntry,
+    },
+    /// The revocation list of an issuer of the chain is past its nextUpdate (RFC 5280 §5.1.2.5).
+    #[error(
+        "an issuer's revocation list ended at {}, now {}; publish a new one ({leaf})",
+        rfc3339(*.next_update), rfc3339(*.now)
+    )]
+    CrlExpired {
+        /// The leaf of the chain.
+        leaf: LeafSummary,
+        /// The list's nextUpdate.
+        next_update: i64,
+        /// The time of the check.
+        now: i64,
+    },
+    /// A revocation list has the name of an issuer of the chain, and isn't that issuer's: it is
+    /// signed by another key, or the issuer may not sign lists.
+    #[error("a revocation list with the name of an issuer is not that issuer's: {what} ({leaf})")]
+    CrlInvalid {
+        /// The leaf of the chain.
+        leaf: LeafSummary,
+        /// What is wrong.
+        what: String,
+    },
 }
 
 impl PeerRefusal {
@@ -182,6 +216,9 @@ impl PeerRefusal {
         "bad_handshake_signature",
         "unsupported_algorithm",
         "issuer_constraint",
+        "revoked",
+        "crl_expired",
+        "crl_invalid",
     ];
 
     /// The reason as a stable `snake_case` word, for a metric label; one of
@@ -210,6 +247,9 @@ impl PeerRefusal {
             Self::BadHandshakeSignature => "bad_handshake_signature",
             Self::UnsupportedAlgorithm(_) => "unsupported_algorithm",
             Self::IssuerConstraint { .. } => "issuer_constraint",
+            Self::Revoked { .. } => "revoked",
+            Self::CrlExpired { .. } => "crl_expired",
+            Self::CrlInvalid { .. } => "crl_invalid",
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use rustls::SignatureScheme;
@@ -14,13 +14,16 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::ExpirationPolicy;
 
-use crate::bundles::{Authority, Bundle};
+use crate::bundles::Bundle;
 pub use crate::bundles::{BundleError, TrustBundles};
-use crate::dates::{rfc3339, seconds, system_time};
-use crate::leaf;
+use crate::dates::{seconds, system_time};
+use crate::leaf::{self, Leaf};
+use crate::path;
 use crate::refusal::{LeafSummary, PeerRefusal};
+use crate::revocation::RevokedEntry;
 use crate::seen::SeenPeers;
 use crate::spiffe::SpiffeId;
 
@@ -33,7 +36,6 @@ pub const MAX_CHAIN_BYTES: usize = 16 * 1024;
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifiedPeer(Arc<Peer>);
 
-#[derive(PartialEq, Eq)]
 struct Peer {
     id: SpiffeId,
     serial: String,
@@ -41,7 +43,22 @@ struct Peer {
     not_after: i64,
     /// As it was verified, leaf first.
     chain: Vec<CertificateDer<'static>>,
+    /// When and by what it was verified: a later revocation is judged by these, since the chain
+    /// may have expired by then, and its authority have left the bundle.
+    verified_at: UnixTime,
+    bundle: Arc<Bundle>,
+    /// The last second of the first revocation list that the chain was held against.
+    lists_end: Option<i64>,
 }
+
+impl PartialEq for Peer {
+    // All but the circumstances of the check is in the chain.
+    fn eq(&self, other: &Self) -> bool {
+        self.chain == other.chain
+    }
+}
+
+impl Eq for Peer {}
 
 impl VerifiedPeer {
     /// The peer's identity.
@@ -74,10 +91,13 @@ impl VerifiedPeer {
         &self.0.chain
     }
 
-    /// Whether the leaf is within its validity.
+    /// Whether the leaf is within its validity, and no revocation list that its chain was held
+    /// against has ended since.
     #[must_use]
     pub fn is_valid_at(&self, now: UnixTime) -> bool {
-        (self.0.not_before..=self.0.not_after).contains(&seconds(now))
+        let now = seconds(now);
+        (self.0.not_before..=self.0.not_after).contains(&now)
+            && self.0.lists_end.is_none_or(|end| now <= end)
     }
 }
 
@@ -137,15 +157,74 @@ impl SvidVerifier {
                 return Err(PeerRefusal::IssuerConstraint { leaf: summary, what });
             }
         }
-        self.check_path(bundle, end_entity, intermediates, now)
-            .map_err(|error| path_refusal(&error, summary, now))?;
+        let lists = self.bundles.revocation_lists();
+        lists
+            .check(chain, ExpirationPolicy::Enforce, |revocation| {
+                path::check(self.algorithms.all, bundle, chain, now, revocation)
+            })
+            .map_err(|error| match (&error, lists.named(chain)) {
+                (webpki::Error::CertRevoked, Some(entry)) => {
+                    PeerRefusal::Revoked { leaf: summary.clone(), entry }
+                }
+                _ => path::refusal(&error, summary.clone(), now),
+            })?;
         Ok(VerifiedPeer(Arc::new(Peer {
             id: leaf.id,
             serial: leaf.serial,
             not_before: leaf.not_before,
             not_after: leaf.not_after,
             chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
+            verified_at: now,
+            bundle: Arc::clone(bundle),
+            lists_end: lists.end_for(chain),
         })))
+    }
+
+    /// Whether a peer that was verified, here or by an earlier verifier, is revoked by the lists
+    /// of this one.
+    ///
+    /// The revocation alone is judged: a chain that has expired since, an authority that has left
+    /// the bundle, or a list that is past its nextUpdate is no answer to this question, and the
+    /// path is the one that it was verified by. A list that isn't signed by the issuer revokes
+    /// nothing. Cheap unless a list has one of the chain's serial numbers.
+    #[must_use]
+    pub fn revocation_of(&self, peer: &VerifiedPeer) -> Option<PeerRefusal> {
+        let VerifiedPeer(peer) = peer;
+        self.revoked(&peer.chain, &peer.bundle, peer.verified_at).map(|entry| {
+            let leaf = LeafSummary::new(&peer.serial, Some(peer.id.as_str()));
+            PeerRefusal::Revoked { leaf, entry }
+        })
+    }
+
+    /// The entry of a list that revokes a certificate of the chain, by its path to the authorities
+    /// in `bundle` as it was valid at the time `at`.
+    fn revoked(
+        &self,
+        chain: &[CertificateDer<'_>],
+        bundle: &Bundle,
+        at: UnixTime,
+    ) -> Option<RevokedEntry> {
+        let lists = self.bundles.revocation_lists();
+        let entry = lists.named(chain)?;
+        let verdict = lists.check(chain, ExpirationPolicy::Ignore, |revocation| {
+            path::check(self.algorithms.all, bundle, chain, at, revocation)
+        });
+        (verdict == Err(webpki::Error::CertRevoked)).then_some(entry)
+    }
+
+    /// The same of a chain of our own, where our own bundle has a path for it.
+    pub(crate) fn own_revocation(
+        &self,
+        own: &Leaf,
+        chain: &[CertificateDer<'_>],
+    ) -> Option<RevokedEntry> {
+        let bundle = self.bundles.of(own.id.trust_domain())?;
+        // Its dates are judged elsewhere.
+        let date = |date| u64::try_from(date).unwrap_or(0);
+        let (from, until) = (date(own.not_before), date(own.not_after));
+        let at = UnixTime::now().as_secs().clamp(from, until.max(from));
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
+        self.revoked(chain, bundle, at)
     }
 
     /// The identity of a chain that was verified a moment ago, without doing it again; a chain
@@ -174,43 +253,6 @@ impl SvidVerifier {
     ) -> Result<VerifiedPeer, PeerRefusal> {
         let peer = self.verify(chain, now)?;
         Ok(self.seen.insert(chain_hash(chain), peer))
-    }
-
-    fn check_path(
-        &self,
-        bundle: &Bundle,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), webpki::Error> {
-        // webpki takes an anchor as a key and a name; its dates and path length, and the key usage
-        // of the issuers between, are checked here (RFC 5280 §6.1.3, §6.1.4 (m) and (n)).
-        let issuers_may_issue = |path: &webpki::VerifiedPath<'_>| {
-            let mut issuers = 0;
-            for issuer in path.intermediate_certificates() {
-                leaf::check_issuer(&issuer.der())?;
-                issuers += 1;
-            }
-            let authority = (bundle.anchors.iter().zip(&bundle.authorities))
-                .find(|(anchor, _)| std::ptr::eq::<TrustAnchor<'_>>(*anchor, path.anchor()))
-                .map(|(_, authority)| authority)
-                .ok_or(webpki::Error::UnknownIssuer)?;
-            if authority.path_len.is_some_and(|most| issuers > most) {
-                return Err(webpki::Error::PathLenConstraintViolated);
-            }
-            check_dates(authority, now)
-        };
-        webpki::EndEntityCert::try_from(end_entity)?
-            .verify_for_usage(
-                self.algorithms.all,
-                &bundle.anchors,
-                intermediates,
-                now,
-                BothAuths,
-                None,
-                Some(&issuers_may_issue),
-            )
-            .map(|_| ())
     }
 
     fn verify_in_handshake(
@@ -356,75 +398,4 @@ pub(crate) fn chain_hash(chain: &[CertificateDer<'_>]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(context.finish().as_ref());
     hash
-}
-
-/// The extended key usage of every certificate on the path: absent, or with both purposes.
-struct BothAuths;
-
-impl webpki::ExtendedKeyUsageValidator for BothAuths {
-    // webpki asks for a certificate without the extension too, with nothing to iterate; an
-    // extension with no purpose in it, it refuses itself.
-    fn validate(&self, purposes: webpki::KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
-        const SERVER_AUTH: &[usize] = &[1, 3, 6, 1, 5, 5, 7, 3, 1];
-        const CLIENT_AUTH: &[usize] = &[1, 3, 6, 1, 5, 5, 7, 3, 2];
-        let (mut server, mut client, mut absent) = (false, false, true);
-        for purpose in purposes {
-            absent = false;
-            let oid: Vec<usize> = purpose?.to_decoded_oid();
-            server |= oid == SERVER_AUTH;
-            client |= oid == CLIENT_AUTH;
-        }
-        if absent || (server && client) { Ok(()) } else { Err(webpki::Error::EmptyEkuExtension) }
-    }
-}
-
-fn check_dates(authority: &Authority, now: UnixTime) -> Result<(), webpki::Error> {
-    let at = |date: i64| {
-        let date = u64::try_from(date).unwrap_or(0);
-        UnixTime::since_unix_epoch(std::time::Duration::from_secs(date))
-    };
-    if seconds(now) < authority.not_before {
-        let not_before = at(authority.not_before);
-        return Err(webpki::Error::CertNotValidYet { time: now, not_before });
-    }
-    if seconds(now) > authority.not_after {
-        return Err(webpki::Error::CertExpired { time: now, not_after: at(authority.not_after) });
-    }
-    Ok(())
-}
-
-fn path_refusal(error: &webpki::Error, leaf: LeafSummary, now: UnixTime) -> PeerRefusal {
-    use webpki::Error as E;
-    let now = seconds(now);
-    let constraint = |what: &str| what.to_owned();
-    match error {
-        E::CertExpired { not_after, .. } => {
-            PeerRefusal::Expired { leaf, not_after: seconds(*not_after), now }
-        }
-        E::CertNotValidYet { not_before, .. } => {
-            PeerRefusal::NotYetValid { leaf, not_before: seconds(*not_before), now }
-        }
-        E::UnknownIssuer => PeerRefusal::UnknownIssuer(leaf),
-        E::InvalidSignatureForPublicKey | E::SignatureAlgorithmMismatch => {
-            PeerRefusal::BadSignature(leaf)
-        }
-        E::UnsupportedSignatureAlgorithmContext(_)
-        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
-            PeerRefusal::UnsupportedAlgorithm(leaf)
-        }
-        E::EndEntityUsedAsCa => {
-            PeerRefusal::IssuerConstraint { leaf, what: constraint("it is no CA with keyCertSign") }
-        }
-        E::PathLenConstraintViolated => {
-            PeerRefusal::IssuerConstraint { leaf, what: constraint("its path length") }
-        }
-        E::NameConstraintViolation => {
-            PeerRefusal::IssuerConstraint { leaf, what: constraint("its name constraints") }
-        }
-        E::EmptyEkuExtension => PeerRefusal::IssuerConstraint {
-            leaf,
-            what: constraint("its extended key usage lacks serverAuth or clientAuth"),
-        },
-        other => PeerRefusal::Malformed(format!("{other} ({leaf}, checked at {})", rfc3339(now))),
-    }
 }

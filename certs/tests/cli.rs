@@ -37,6 +37,7 @@ fn an_authority_issues_what_the_loader_takes() {
         svid,
         ca: dir.join(ca),
         trust_bundles_dir: None,
+        crl: None,
         trust_domain: None,
         key_exchange: KeyExchange::Classic,
     };
@@ -82,6 +83,48 @@ fn inspect_ends_with_1_when_a_rule_is_broken_and_says_which() {
     assert_eq!(report[0]["certificates"][0]["id"], "spiffe://example.org/a");
     let said = ends(&certs(dir, "inspect missing.pem"), 1);
     assert!(said.contains("missing.pem"), "{said}");
+}
+
+#[test]
+fn revoke_writes_a_list_that_inspect_holds_a_chain_against() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (domain, ca) in [("example.org", "ca"), ("example.org", "other")] {
+        ends(&certs(dir, &format!("ca --trust-domain {domain} --out {ca}")), 0);
+    }
+    for name in ["a", "b"] {
+        let id = format!("spiffe://example.org/{name}");
+        ends(&certs(dir, &format!("issue --ca ca --id {id} --out {name}")), 0);
+    }
+    let against =
+        |name: &str| certs(dir, &format!("inspect {name}/tls.crt --ca ca/ca.crt --crl crl.pem"));
+    ends(&certs(dir, "revoke --ca ca --out crl.pem"), 0);
+    ends(&against("a"), 0);
+    ends(&certs(dir, "revoke --ca ca --out crl.pem --cert a/tls.crt --reason superseded"), 0);
+    let said = ends(&against("a"), 1);
+    assert!(said.contains("BROKEN revoked") && said.contains("superseded"), "{said}");
+    ends(&against("b"), 0);
+    let json = certs(dir, "inspect b/tls.crt -o json");
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let serial = report[0]["certificates"][0]["serial"].as_str().unwrap().to_owned();
+    ends(&certs(dir, &format!("revoke --ca ca --out crl.pem --serial {serial}")), 0);
+    ends(&against("b"), 1);
+    ends(&against("a"), 1);
+    let shown = ends(&certs(dir, "inspect crl.pem --ca ca/ca.crt"), 0);
+    assert!(shown.contains("revokes  2") && shown.contains(&serial), "{shown}");
+    let said = ends(&certs(dir, "inspect crl.pem --ca other/ca.crt"), 1);
+    assert!(said.contains("BROKEN crl_invalid"), "{said}");
+    fs::write(dir.join("broken.pem"), pem::encode(&pem::Pem::new("X509 CRL", vec![0x30, 0])))
+        .unwrap();
+    let said = ends(&certs(dir, "inspect broken.pem"), 1);
+    assert!(said.contains("BROKEN bad_crl"), "{said}");
+
+    let before = fs::read(dir.join("crl.pem")).unwrap();
+    for refused in ["--ca other", "--ca ca --cert ca/missing.crt", "--ca other --cert a/tls.crt"] {
+        ends(&certs(dir, &format!("revoke {refused} --out crl.pem")), 1);
+    }
+    ends(&certs(dir, "revoke --ca ca --out crl.pem --serial xyz"), 2);
+    assert_eq!(fs::read(dir.join("crl.pem")).unwrap(), before, "the old list stays");
 }
 
 #[test]

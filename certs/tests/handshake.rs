@@ -11,7 +11,7 @@
 mod common;
 
 use common::{DOMAIN, authority, bundles, chain, generation, generation_with, handshake, svid};
-use pillion_certs::generation::{ALPN_MESH, Offer, TlsGeneration};
+use pillion_certs::generation::{ALPN_MESH, Offer, OwnState, TlsGeneration};
 use pillion_certs::issue::{self, CertificateAuthority, Forge};
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::verify::{BundleError, SvidVerifier, TrustBundles, refusal_of};
@@ -124,22 +124,7 @@ fn an_authority_of_the_same_domain_or_even_name_with_another_key_signs_nothing()
         server.verified_peer(Some(&chain(&peer))).unwrap_err().label()
     };
     assert_eq!(refusal(authority(DOMAIN)), "unknown_issuer");
-    assert_eq!(refusal(common::namesake(&ours, DOMAIN)), "bad_signature");
-}
-
-/// An authority between the bundle's and the leaf, with these URI SANs.
-fn intermediate(root: &CertificateAuthority, uris: &[&str]) -> CertificateAuthority {
-    let root_key = KeyPair::from_pem(&root.key_pem).unwrap();
-    let issuer = Issuer::from_ca_cert_pem(&root.cert_pem, root_key).unwrap();
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::OrganizationName, "Between");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    params.subject_alt_names =
-        uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap())).collect();
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, &issuer).unwrap();
-    CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
+    assert_eq!(refusal(common::namesake(&ours, DOMAIN, false)), "bad_signature");
 }
 
 #[test]
@@ -157,7 +142,7 @@ fn an_authority_between_names_its_trust_domain_at_most() {
         (vec![workload.as_str()], Some("issuer_constraint")),
         (vec![domain.as_str(), "spiffe://other.example"], Some("issuer_constraint")),
     ] {
-        let between = intermediate(&root, &uris);
+        let between = common::intermediate(&root, &uris);
         let leaf = Forge::new(&format!("spiffe://{DOMAIN}/a")).unwrap().sign(&between).unwrap();
         let mut chain = chain(&leaf);
         chain.push(CertificateDer::from_pem_slice(between.cert_pem.as_bytes()).unwrap());
@@ -225,13 +210,17 @@ fn two_connections_are_two_full_handshakes() {
 }
 
 #[test]
-fn an_expired_certificate_of_our_own_loads_with_a_flag() {
+fn a_certificate_of_our_own_that_is_out_of_its_time_loads_and_says_so() {
     let ca = authority(DOMAIN);
     let id = format!("spiffe://{DOMAIN}/late");
     let expired = Forge::new(&id).unwrap().valid(-7200, -3600).sign(&ca).unwrap();
     let generation: TlsGeneration = generation_with(&expired, bundles(&[(DOMAIN, &ca)]));
-    assert!(generation.is_expired(UnixTime::now()));
-    assert!(!common::generation(&ca, "/a").is_expired(UnixTime::now()));
+    assert_eq!(generation.own_state(UnixTime::now()), OwnState::Expired);
+    let early = Forge::new(&id).unwrap().valid(3600, 7200).sign(&ca).unwrap();
+    let early = generation_with(&early, bundles(&[(DOMAIN, &ca)]));
+    assert_eq!(early.own_state(UnixTime::now()), OwnState::NotYetValid);
+    let good = common::generation(&ca, "/a");
+    assert_eq!(good.own_state(UnixTime::now()), OwnState::Good);
 }
 
 /// A root, an intermediate and a leaf, made by hand: the authorities of [`issue`] issue leaves only.

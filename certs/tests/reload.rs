@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{DOMAIN, authority, svid};
-use pillion_certs::generation::{KeyExchange, TlsGeneration};
+use pillion_certs::generation::{KeyExchange, OwnState, TlsGeneration};
 use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
 use pillion_certs::load::{IdentityFiles, LoadError, SvidSource, load};
 use pillion_certs::reload::{Outcome, Reloader};
+use pillion_certs::revoke::revocation_list;
 use pillion_certs::watch::{DirWatch, WatchError};
 use rustls_pki_types::UnixTime;
 
@@ -26,6 +27,7 @@ fn files_in(dir: &Path) -> IdentityFiles {
         svid: SvidSource::Files { cert: dir.join("tls.crt"), key: dir.join("tls.key") },
         ca: dir.join("ca.crt"),
         trust_bundles_dir: None,
+        crl: None,
         trust_domain: None,
         key_exchange: KeyExchange::Auto,
     }
@@ -178,7 +180,8 @@ fn federated_bundles_come_from_a_directory_by_name() {
     fs::write(bundles.join(".hidden.pem"), "not a bundle").unwrap();
     let files = IdentityFiles { trust_bundles_dir: Some(bundles.clone()), ..files_in(dir.path()) };
     let generation = load(&files, UnixTime::now()).unwrap();
-    let mut domains: Vec<_> = generation.ca_not_after().map(|(d, _)| d.to_string()).collect();
+    let mut domains: Vec<_> =
+        generation.verifier().bundles().domains().map(ToString::to_string).collect();
     domains.sort();
     assert_eq!(domains, [DOMAIN, "other.example"]);
 
@@ -227,7 +230,49 @@ fn our_own_certificate_is_held_to_the_rules_but_for_its_date() {
     let expired = Forge::new(&id("/a")).unwrap().valid(-20, -10).sign(&ca).unwrap();
     write(dir.path(), &expired, &ca);
     let generation = load(&files_in(dir.path()), UnixTime::now()).unwrap();
-    assert!(generation.is_expired(UnixTime::now()));
+    assert_eq!(generation.own_state(UnixTime::now()), OwnState::Expired);
+}
+
+#[test]
+fn revocation_lists_are_loaded_with_the_rest_and_as_carefully() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(DOMAIN);
+    write(dir.path(), &svid(&ca, &id("/a")), &ca);
+    let path = dir.path().join("crl.pem");
+    let files = IdentityFiles { crl: Some(path.clone()), ..files_in(dir.path()) };
+    assert!(files.paths().contains(&path), "watched");
+    let now = UnixTime::now();
+    let mut reloader = Reloader::new(files);
+    assert_eq!(failed(reloader.poll(now)).label(), "not_found", "no file is no empty list");
+    let list = || revocation_list(&ca, None, &[], None, common::HOUR).unwrap();
+    let good = list();
+    fs::write(&path, &good).unwrap();
+    let first = loaded(reloader.poll(now));
+    assert_eq!(first.revocation_lists().len(), 1);
+    let huge = "x".repeat(8 * 1024 * 1024 + 1);
+    let torn = &good[..good.len() / 2];
+    for (content, label) in [
+        (torn, "bad_crl"),
+        ("hello\n", "bad_crl"),
+        (&ca.cert_pem, "bad_crl"),
+        ("", "empty"),
+        (&huge, "too_large"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let error = failed(reloader.poll(now));
+        assert_eq!(error.label(), label, "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}: which file?");
+        unchanged(&reloader.poll(now));
+        assert!(Arc::ptr_eq(reloader.current().unwrap(), &first));
+    }
+    // More than a certificate may have, and still a list.
+    let padded = format!("{}{good}", "# padding\n".repeat(200_000));
+    fs::write(&path, padded).unwrap();
+    assert!(!Arc::ptr_eq(&loaded(reloader.poll(now)), &first), "a change of the lists alone");
+    fs::write(&path, &good).unwrap();
+    loaded(reloader.poll(now));
+    fs::remove_file(&path).unwrap();
+    assert_eq!(failed(reloader.poll(now)).label(), "not_found");
 }
 
 #[test]

@@ -298,6 +298,7 @@ async fn originate(
     let policy = shared.published.policy.load_full().ok_or(CloseReason::NoPolicy)?;
     let peer = made.peer.clone();
     conn.set_peer(peer.clone());
+    shared.refuse_revoked(conn, &generation)?;
     if !is_expected(&policy, &destination, &peer) {
         let expected: Vec<_> = destination.server_identities().patterns().collect();
         let expected = expected.join(" or ");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use pillion_certs::issue::{self, CertificateAuthority};
+use pillion_certs::issue::{self, CertificateAuthority, Forge, Issued};
 use pillion_certs::spiffe::TrustDomain;
 
 use crate::labels::TRUST_DOMAIN;
@@ -40,16 +40,39 @@ pub struct BadSvid {
     pub label: String,
 }
 
+/// The authority in a directory that has `ca.crt` and `ca.key`.
+fn authority(ca: &Path) -> Result<CertificateAuthority, Failure> {
+    let read =
+        |name: &str| fs::read_to_string(ca.join(name)).context(|| format!("the CA's {name}"));
+    Ok(CertificateAuthority { cert_pem: read("ca.crt")?, key_pem: read("ca.key")?.into() })
+}
+
+/// Writes an SVID that is valid from and until so many seconds from now into a new directory, as
+/// `tls.crt`, `tls.key` and `ca.crt`.
+///
+/// # Errors
+/// The authority cannot be read, or a file not be written.
+pub fn valid(ca: &Path, id: &str, from: i64, until: i64, out: &Path) -> Result<(), Failure> {
+    let authority = authority(ca)?;
+    let svid = Forge::new(id).and_then(|forge| forge.valid(from, until).sign(&authority));
+    let svid = svid.map_err(|error| Failure::Unexpected(format!("forging an SVID: {error}")))?;
+    write(&svid, &authority, out)
+}
+
+fn write(svid: &Issued, authority: &CertificateAuthority, out: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(out)?;
+    fs::write(out.join("tls.crt"), &svid.chain_pem)?;
+    fs::write(out.join("tls.key"), svid.key_pem.as_bytes())?;
+    fs::write(out.join("ca.crt"), &authority.cert_pem).map_err(Failure::from)
+}
+
 /// Writes one SVID for each rule that can be broken, signed by the authority in `ca`, into
 /// directories below `out`.
 ///
 /// # Errors
 /// The authority cannot be read, or a file not be written.
 pub fn bad_svids(ca: &Path, out: &Path) -> Result<Vec<BadSvid>, Failure> {
-    let read =
-        |name: &str| fs::read_to_string(ca.join(name)).context(|| format!("the CA's {name}"));
-    let authority =
-        CertificateAuthority { cert_pem: read("ca.crt")?, key_pem: read("ca.key")?.into() };
+    let authority = authority(ca)?;
     let domain: TrustDomain =
         TRUST_DOMAIN.parse().map_err(|error| Failure::Unexpected(format!("{error}")))?;
     let bad = issue::bad_svids(&authority, &domain)
@@ -58,10 +81,7 @@ pub fn bad_svids(ca: &Path, out: &Path) -> Result<Vec<BadSvid>, Failure> {
         .enumerate()
         .map(|(number, bad)| {
             let directory = out.join(number.to_string());
-            fs::create_dir_all(&directory)?;
-            fs::write(directory.join("tls.crt"), &bad.svid.chain_pem)?;
-            fs::write(directory.join("tls.key"), bad.svid.key_pem.as_bytes())?;
-            fs::write(directory.join("ca.crt"), &authority.cert_pem)?;
+            write(&bad.svid, &authority, &directory)?;
             Ok(BadSvid {
                 name: bad.name.to_owned(),
                 svid: Svid::in_directory(&directory),

@@ -108,6 +108,8 @@ pub mod reason {
     pub const PLAINTEXT_REFUSED: &str = "plaintext_refused";
     /// The peer's certificate breaks a rule; the detail says which.
     pub const CERTIFICATE_REFUSED: &str = "certificate_refused";
+    /// The peer's certificate was revoked while the connection was open.
+    pub const REVOKED: &str = "revoked";
     /// The server is somebody else.
     pub const WRONG_IDENTITY: &str = "wrong_identity";
     /// TLS failed otherwise.
@@ -142,6 +144,10 @@ pub mod refusal {
     pub const UNTRUSTED_DOMAIN: &str = "untrusted_domain";
     /// Its time is over.
     pub const EXPIRED: &str = "expired";
+    /// It is in its issuer's revocation list.
+    pub const REVOKED: &str = "revoked";
+    /// Its issuer's revocation list has ended.
+    pub const CRL_EXPIRED: &str = "crl_expired";
 }
 
 /// Ports of the sidecar.

@@ -11,6 +11,7 @@
 //! next one.
 
 mod capture;
+mod crl;
 mod error;
 mod exec;
 pub mod forge;
@@ -31,6 +32,7 @@ mod testbed;
 mod wait;
 
 pub use capture::Capture;
+pub use crl::RevocationFile;
 pub use error::{Context, Failure};
 pub use exec::{Finished, Process, complete, finish};
 pub use http::{get as http_get, request as http_request};

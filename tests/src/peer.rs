@@ -66,6 +66,7 @@ pub fn identity(directory: &Path) -> Result<TlsGeneration, Failure> {
         svid,
         ca: directory.join("ca.crt"),
         trust_bundles_dir: None,
+        crl: None,
         trust_domain: None,
         key_exchange: KeyExchange::Classic,
     };
@@ -83,6 +84,56 @@ impl TlsPeer {
             TlsGeneration::server_name(),
         );
         Self::shake_hands(socket, tls.map_err(failed)?.into())
+    }
+
+    /// The client's end again; when the server has shown its certificate, and before ours is
+    /// shown, `meanwhile` is called.
+    ///
+    /// # Errors
+    /// The handshake fails, or `meanwhile` does.
+    pub fn hesitant_client(
+        mut socket: TcpStream,
+        identity: &TlsGeneration,
+        meanwhile: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let tls = ClientConnection::new(
+            identity.client_config(Offer::Tunnel),
+            TlsGeneration::server_name(),
+        );
+        let mut tls = Connection::from(tls.map_err(failed)?);
+        while tls.wants_write() {
+            tls.write_tls(&mut socket)?;
+        }
+        while !tls.wants_write() {
+            tls.read_tls(&mut socket)?;
+            tls.process_new_packets().map_err(failed)?;
+        }
+        meanwhile()?;
+        while tls.wants_write() {
+            tls.write_tls(&mut socket)?;
+        }
+        Self::shake_hands(socket, tls)
+    }
+
+    /// The server's end; when the client's first bytes are there, and before they are answered,
+    /// `meanwhile` is called.
+    ///
+    /// # Errors
+    /// The handshake fails, or `meanwhile` does.
+    pub fn hesitant_server(
+        mut socket: TcpStream,
+        identity: &TlsGeneration,
+        meanwhile: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let tls = ServerConnection::new(identity.server_config(true)).map_err(failed)?;
+        let mut tls = Connection::from(tls);
+        tls.read_tls(&mut socket)?;
+        meanwhile()?;
+        tls.process_new_packets().map_err(failed)?;
+        while tls.wants_write() {
+            tls.write_tls(&mut socket)?;
+        }
+        Self::shake_hands(socket, tls)
     }
 
     /// The server's end, after a handshake that takes `pillion/1` and `istio`.

@@ -7,7 +7,7 @@ use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, port, reason};
 use pillion_testbed::stream::{ask, pass};
 use pillion_testbed::{
     Failure, Finished, MeshOptions, Pair, Pod, Settings, Sidecar, Testbed, accept, complete,
-    finish, http_get, http_request, policy, run, run_with, untouched, wait_until,
+    finish, forge, http_get, http_request, policy, run, run_with, untouched, wait_until,
 };
 use serde_json::Value;
 
@@ -108,44 +108,107 @@ fn without_certificates_nothing_is_served_until_they_come() {
     });
 }
 
+/// The client may call, and is called by mTLS.
+fn both_ways(client: &Pod) -> String {
+    policy::serve(&[CLIENT]).replace(
+        "destinations: []",
+        &format!(
+            "destinations: [{{name: mesh, ipBlocks: [\"{}\"], action: mtls, \
+             serverIdentities: [\"{CLIENT}\"]}}]",
+            client.v4()
+        ),
+    )
+}
+
 /// With the trust domain from the environment the policy is in force without a certificate.
 #[test]
 fn what_needs_a_certificate_waits_for_one() {
     run("no-svid", |bed| {
         let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
-        let rules = policy::serve(&[CLIENT]).replace(
-            "destinations: []",
-            &format!(
-                "destinations: [{{name: mesh, ipBlocks: [\"{}\"], action: mtls, \
-                 serverIdentities: [\"{CLIENT}\"]}}]",
-                client.v4()
-            ),
-        );
-        let options = MeshOptions::new(rules, SERVER)
+        let options = MeshOptions::new(both_ways(&client), SERVER)
             .without_certificates()
             .env("PILLION_TRUST_DOMAIN", "cluster.local");
         let mut callee = server.mesh_unready(bed, options)?;
         waits_for(&mut callee, &["certificates"])?;
 
-        let app = client.listen(SocketAddr::new(client.v4(), APP))?;
-        let outcome = ask(&server, app.local_addr()?, b"in the clear?")?;
-        assert!(outcome.is_turned_away(), "{outcome:?}");
-        let labels = [("direction", direction::OUTBOUND), ("reason", reason::NO_CERTIFICATE)];
-        callee.wait_metric(metric::CLOSED, &labels, 1.0)?;
-        // The TCP connection is made before the TLS one; not a byte goes over it.
-        let mut seen = accept(&app)?;
-        assert!(pillion_testbed::stream::read_to_end(&mut seen)?.0.is_empty());
-
-        let to = SocketAddr::new(server.v4(), APP);
-        let line = format!("openssl s_client -connect {to} < /dev/null");
-        assert_ne!(finish(&mut client.shell(&line))?.code, Some(0));
-        let labels = [("direction", direction::INBOUND), ("reason", reason::NO_CERTIFICATE)];
-        callee.wait_metric(metric::CLOSED, &labels, 1.0)?;
-
+        no_mtls_either_way(&callee, &server, &client)?;
         callee.issue(bed)?;
         becomes_ready(&callee)?;
-        drop(app);
         served(bed, &client, &server)
+    });
+}
+
+/// Without a certificate that peers would take, mTLS is refused at once, in and out.
+fn no_mtls_either_way(callee: &Sidecar, server: &Pod, client: &Pod) -> Result<(), Failure> {
+    let app = client.listen(SocketAddr::new(client.v4(), APP))?;
+    let outcome = ask(server, app.local_addr()?, b"in the clear?")?;
+    assert!(outcome.is_turned_away(), "{outcome:?}");
+    let labels = [("direction", direction::OUTBOUND), ("reason", reason::NO_CERTIFICATE)];
+    callee.wait_metric(metric::CLOSED, &labels, 1.0)?;
+    // The TCP connection is made before the TLS one; not a byte goes over it.
+    let mut seen = accept(&app)?;
+    assert!(pillion_testbed::stream::read_to_end(&mut seen)?.0.is_empty());
+
+    let to = SocketAddr::new(server.v4(), APP);
+    let line = format!("openssl s_client -connect {to} < /dev/null");
+    assert_ne!(finish(&mut client.shell(&line))?.code, Some(0));
+    let labels = [("direction", direction::INBOUND), ("reason", reason::NO_CERTIFICATE)];
+    callee.wait_metric(metric::CLOSED, &labels, 1.0)
+}
+
+#[test]
+fn a_certificate_out_of_its_time_is_as_none() {
+    run("out-of-time", |bed| {
+        for (name, peer, (from, until), pending, said) in [
+            ("late", "c1", (-7200, -3600), "certificates (ours is expired)", "has ended at"),
+            (
+                "early",
+                "c2",
+                (3600, 7200),
+                "certificates (ours is not valid yet)",
+                "is valid only from",
+            ),
+        ] {
+            let (server, client) = (bed.pod(name)?, bed.pod(peer)?);
+            let files = bed.directory().join(name);
+            forge::valid(&bed.ca()?, SERVER, from, until, &files)?;
+            let options = MeshOptions::new(both_ways(&client), SERVER).certificates_from(files);
+            let mut callee = server.mesh_unready(bed, options)?;
+            waits_for(&mut callee, &[pending])?;
+            let lines = callee.wait_message(said)?;
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines.iter().all(|line| line.text("level") == "ERROR"), "{lines:?}");
+            no_mtls_either_way(&callee, &server, &client)?;
+            callee.issue(bed)?;
+            becomes_ready(&callee)?;
+            served(bed, &client, &server)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_certificate_that_expires_is_warned_of_and_then_refused() {
+    run("expires", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let files = bed.directory().join("short");
+        forge::valid(&bed.ca()?, SERVER, -60, 3, &files)?;
+        let options = MeshOptions::new(both_ways(&client), SERVER).certificates_from(files);
+        let callee = server.mesh(bed, options)?;
+        let warned = callee.wait_message("our own certificate ends at")?;
+        assert!(warned.iter().all(|line| line.text("level") == "WARN"), "{warned:?}");
+        let wanted = (503, "pending: certificates (ours is expired)\n".to_owned());
+        wait_until("an unready proxy", LIMIT, || {
+            Ok((callee.health("/healthz/ready")? == wanted).then_some(()))
+        })?;
+        assert_eq!(callee.health("/healthz/startup")?.0, 200, "it has been there");
+        no_mtls_either_way(&callee, &server, &client)?;
+        wait_until("the error", FILES, || {
+            let said = callee.messages("our own certificate has ended at")?;
+            Ok((!said.is_empty()).then_some(()))
+        })?;
+        assert_eq!(callee.messages("our own certificate ends at")?.len(), 1, "said once");
+        Ok(())
     });
 }
 

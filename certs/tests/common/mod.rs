@@ -237,14 +237,18 @@ pub(crate) fn root_of_intermediates(domain: &str) -> CertificateAuthority {
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name.push(rcgen::DnType::CommonName, format!("root of {domain}"));
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
     CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
 }
 
 /// An authority that has taken another's name, with a key of its own.
-pub(crate) fn namesake(of: &CertificateAuthority, domain: &str) -> CertificateAuthority {
+pub(crate) fn namesake(
+    of: &CertificateAuthority,
+    domain: &str,
+    crl_sign: bool,
+) -> CertificateAuthority {
     let der = CertificateDer::from_pem_slice(of.cert_pem.as_bytes()).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
     let mut params = rcgen::CertificateParams::default();
@@ -257,6 +261,9 @@ pub(crate) fn namesake(of: &CertificateAuthority, domain: &str) -> CertificateAu
     params.subject_alt_names = vec![rcgen::SanType::URI(id)];
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    if crl_sign {
+        params.key_usages.push(rcgen::KeyUsagePurpose::CrlSign);
+    }
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
     assert_eq!(
@@ -265,4 +272,42 @@ pub(crate) fn namesake(of: &CertificateAuthority, domain: &str) -> CertificateAu
         "the names are equal to the byte"
     );
     CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
+}
+
+/// An authority between the bundle's and the leaf, with these URI SANs.
+pub(crate) fn intermediate(root: &CertificateAuthority, uris: &[&str]) -> CertificateAuthority {
+    let root_key = rcgen::KeyPair::from_pem(&root.key_pem).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&root.cert_pem, root_key).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "Between");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    params.subject_alt_names =
+        uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap())).collect();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
+}
+
+/// An authority between whose key usage has no cRLSign, and a list that it has signed all the same.
+pub(crate) fn intermediate_without_crl_sign(
+    root: &CertificateAuthority,
+) -> (CertificateAuthority, String) {
+    let root_key = rcgen::KeyPair::from_pem(&root.key_pem).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&root.cert_pem, root_key).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "Between");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    // rcgen signs lists for those alone who may, so the list is made under another certificate of
+    // the same name and key.
+    params.key_usages.push(rcgen::KeyUsagePurpose::CrlSign);
+    let other = params.signed_by(&key, &issuer).unwrap().pem();
+    let authority =
+        |cert_pem| CertificateAuthority { cert_pem, key_pem: key.serialize_pem().into() };
+    let list =
+        pillion_certs::revoke::revocation_list(&authority(other), None, &[], None, HOUR).unwrap();
+    (authority(certificate.pem()), list)
 }

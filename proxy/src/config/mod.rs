@@ -222,7 +222,6 @@ impl Config {
                 ],
             ),
         };
-        r.refuse_what_does_not_work_yet();
         r.finish(config)
     }
 
@@ -260,6 +259,7 @@ fn identity(r: &mut Reader) -> IdentityFiles {
         svid,
         ca: r.path("PILLION_TLS_CA_FILE"),
         trust_bundles_dir: r.optional_path("PILLION_TRUST_BUNDLES_DIR"),
+        crl: r.optional_path("PILLION_TLS_CRL_FILE"),
         trust_domain: r.parsed::<TrustDomain>("PILLION_TRUST_DOMAIN"),
         key_exchange: r.choice(
             "PILLION_KEY_EXCHANGE",
@@ -324,9 +324,11 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_list_is_refused_rather_than_ignored() {
-        let errors = Config::from_env(&env(&[("PILLION_TLS_CRL_FILE", "/crl.pem")])).unwrap_err();
-        assert_eq!(errors.0[0].name, "PILLION_TLS_CRL_FILE");
+    fn revocation_lists_are_read_where_there_is_a_file_of_them() {
+        let (c, _) = Config::from_env(&env(&[("PILLION_TLS_CRL_FILE", "/crl.pem")])).unwrap();
+        assert!(c.identity.paths().contains(&"/crl.pem".into()), "and watched");
+        let (c, _) = Config::from_env(&env(&[])).unwrap();
+        assert_eq!(c.identity.crl, None);
     }
 
     #[test]

@@ -11,13 +11,6 @@ use std::time::Duration;
 use super::vars::{VARIABLES, find};
 use super::{Config, ConfigError, ConfigErrors};
 
-/// Variables of features that are not there yet. Ignoring one would let in what
-/// its user meant to keep out, so each is an error.
-const NOT_YET: &[(&str, &str)] = &[(
-    "PILLION_TLS_CRL_FILE",
-    "certificate revocation lists are not supported by this version; unset it, and use short-lived certificates",
-)];
-
 /// Reads variables by name, remembering every error.
 pub(super) struct Reader {
     vars: BTreeMap<String, String>,
@@ -54,14 +47,6 @@ impl Reader {
                 other,
                 format!("{one} is set too, and it takes this one's place: unset one"),
             );
-        }
-    }
-
-    pub(super) fn refuse_what_does_not_work_yet(&mut self) {
-        for (name, problem) in NOT_YET {
-            if self.vars.contains_key(*name) {
-                self.error(name, *problem);
-            }
         }
     }
 

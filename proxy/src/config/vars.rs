@@ -45,6 +45,11 @@ pub const VARIABLES: &[Variable] = &[
         "Folder of <trust domain>.pem: bundles of other trust domains.",
     ),
     var(
+        "PILLION_TLS_CRL_FILE",
+        "",
+        "Certificate revocation lists, PEM or DER. Without it nothing is revoked.",
+    ),
+    var(
         "PILLION_TRUST_DOMAIN",
         "",
         "Our trust domain; must be the SVID's. Default: taken from the SVID.",

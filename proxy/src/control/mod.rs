@@ -1,6 +1,7 @@
 //! The control thread's work: loading and reloading certificates and policy,
 //! resolving names, and publishing the results to the workers.
 
+mod expiry;
 mod reload;
 mod resolve;
 mod source;
@@ -25,7 +26,8 @@ impl Workers {
         self.tell(|| Command::Rejudge);
     }
 
-    /// Has every worker give up idle tunnels, which were made with other certificates.
+    /// Has every worker end connections to peers that are revoked now, and give up idle
+    /// tunnels, which were made with other certificates.
     pub fn renew(&self) {
         self.tell(|| Command::Renew);
     }

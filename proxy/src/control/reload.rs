@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pillion_certs::generation::TlsGeneration;
 use pillion_certs::reload::{Outcome, Reloader};
 use pillion_certs::spiffe::TrustDomain;
 use pillion_certs::watch::{ContentHash, DirWatch, content_hash};
@@ -16,6 +15,7 @@ use tokio::sync::Notify;
 use crate::live::Shared;
 
 use super::Workers;
+use super::expiry::{self, Expiry};
 
 /// Files are compared by content this often, in case a watch was missed.
 const POLL_EVERY: Duration = Duration::from_secs(10);
@@ -31,6 +31,7 @@ pub struct Reload {
     shared: Arc<Shared>,
     workers: Workers,
     certificates: Reloader,
+    expiry: Expiry,
     policy_seen: Option<PolicySeen>,
     changed: Arc<Notify>,
     watch: Option<DirWatch>,
@@ -53,6 +54,7 @@ impl Reload {
             shared,
             workers,
             certificates,
+            expiry: Expiry::default(),
             policy_seen: None,
             changed,
             watch: None,
@@ -86,6 +88,9 @@ impl Reload {
         loop {
             self.watch();
             self.load_certificates();
+            if let Some(generation) = self.shared.published.tls.load().as_ref() {
+                self.expiry.look(generation, UnixTime::now());
+            }
             self.load_policy();
             tokio::select! {
                 () = self.changed.notified() => tokio::time::sleep(SETTLE).await,
@@ -105,9 +110,17 @@ impl Reload {
             }
             Outcome::Loaded(generation) => {
                 shared.metrics.certificate_reload("ok");
-                publish_expiry(shared, &generation);
+                expiry::publish(&shared.metrics, &generation);
+                if let Some(entry) = generation.own_revocation() {
+                    tracing::error!(
+                        serial = entry.serial,
+                        reason = entry.reason.unwrap_or("not given"),
+                        "our own certificate is revoked: peers refuse it; issue a new one"
+                    );
+                }
                 tracing::info!(
                     id = %generation.own_id(), serial = generation.serial(),
+                    revocation_lists = generation.revocation_lists().len(),
                     not_after = unix(generation.not_after()), "certificates loaded"
                 );
                 shared.published.tls.store(Some(generation));
@@ -208,14 +221,6 @@ fn read_text(path: &Path) -> Result<String, String> {
 fn compile(name: &str, text: &str, own: Option<&TrustDomain>) -> Result<Compiled, String> {
     std::panic::catch_unwind(|| pillion_policy::load(name, text, own).map_err(|e| e.to_string()))
         .unwrap_or_else(|_| Err(format!("{name}: reading it panicked; please report the file")))
-}
-
-fn publish_expiry(shared: &Shared, generation: &TlsGeneration) {
-    shared.metrics.certificate_expires("svid", unix(generation.not_after()));
-    let own = generation.trust_domain();
-    if let Some((_, ca)) = generation.ca_not_after().find(|(domain, _)| *domain == own) {
-        shared.metrics.certificate_expires("ca", unix(ca));
-    }
 }
 
 fn unix(t: SystemTime) -> i64 {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
+use pillion_certs::generation::OwnState;
 use rustls::pki_types::UnixTime;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -40,10 +41,12 @@ impl Source for Report {
         let mut pending = Vec::new();
         match published.tls.load().as_ref() {
             None => pending.push("certificates"),
-            Some(tls) if tls.is_expired(UnixTime::now()) => {
-                pending.push("certificates (ours is expired)");
-            }
-            Some(_) => {}
+            Some(tls) => match tls.own_state(UnixTime::now()) {
+                OwnState::Good => {}
+                OwnState::Expired => pending.push("certificates (ours is expired)"),
+                OwnState::NotYetValid => pending.push("certificates (ours is not valid yet)"),
+                OwnState::Revoked => pending.push("certificates (ours is revoked)"),
+            },
         }
         match published.policy.load().as_ref() {
             None => pending.push("policy"),
@@ -119,7 +122,13 @@ impl Source for Report {
             "id": tls.own_id().as_str(),
             "serial": tls.serial(),
             "not_after_unix": not_after,
-            "expired": tls.is_expired(UnixTime::now()),
+            "state": match tls.own_state(UnixTime::now()) {
+                OwnState::Good => "good",
+                OwnState::Expired => "expired",
+                OwnState::NotYetValid => "not_yet_valid",
+                OwnState::Revoked => "revoked",
+            },
+            "revocation_lists": tls.revocation_lists().len(),
         })
     }
 

@@ -308,6 +308,7 @@ async fn terminate(
             shared.metrics.handshake_seconds(Direction::Inbound, started.elapsed().as_secs_f64());
             conn.set_tls(Tls::Mtls);
             conn.set_peer(made.peer.clone());
+            shared.refuse_revoked(conn, &generation)?;
             let identified = Identified { peer: made.peer.clone(), generation };
             let wire = Wire::new(leg, made, Role::Server, &lane.buffers);
             Ok(Downstream::Tls(Box::new(wire), Box::new(identified)))

@@ -4,6 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Instant;
 
+use pillion_certs::generation::TlsGeneration;
+use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::spiffe::SpiffeId;
 use pillion_certs::verify::VerifiedPeer;
 use pillion_policy::{InboundConn, Mode, OutboundDecision, Policy, Shadow};
@@ -255,6 +257,12 @@ impl Conn {
                 outbound_denies(policy, decision, facts.tls, peer)
             }
         }
+    }
+
+    /// Why the peer's certificate, verified by an earlier generation, is revoked by the
+    /// lists of this one, if it is.
+    pub fn revoked_by(&self, generation: &TlsGeneration) -> Option<PeerRefusal> {
+        generation.revocation_of(self.facts.borrow().peer.as_ref()?)
     }
 
     /// Adds what was relayed since the last call to the metrics.

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use pillion_certs::generation::TlsGeneration;
+use pillion_certs::generation::{OwnState, TlsGeneration};
 use pillion_policy::{HostTable, Policy, Shadow};
 use rustls::pki_types::UnixTime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
-use crate::telemetry::{AccessLog, LogLimiter, Metrics};
+use crate::telemetry::{AccessLog, CloseReason, LogLimiter, Metrics};
 
 use super::Conn;
 
@@ -130,10 +130,10 @@ pub struct Published {
 }
 
 impl Published {
-    /// The generation to serve a connection with; none when there is none, or our
-    /// own certificate is expired.
+    /// The generation to serve a connection with; none when there is none, or peers
+    /// would refuse our own certificate.
     pub fn usable_tls(&self) -> Option<Arc<TlsGeneration>> {
-        self.tls.load_full().filter(|tls| !tls.is_expired(UnixTime::now()))
+        self.tls.load_full().filter(|tls| tls.own_state(UnixTime::now()) == OwnState::Good)
     }
 }
 
@@ -179,6 +179,28 @@ impl Shared {
         let (other, least) = loads().enumerate().min_by_key(|(_, load)| *load)?;
         // To hand one over costs a wake-up: a small difference is not worth it.
         (mine > least + 1 + mine / 16).then_some(other)
+    }
+
+    /// Refuses a connection whose peer has just been recorded, if its certificate was
+    /// revoked during the handshake: that was checked with the generation from before. A
+    /// change after this finds the peer in the registry.
+    ///
+    /// # Errors
+    /// [`CloseReason::Revoked`].
+    pub fn refuse_revoked(
+        &self,
+        conn: &Conn,
+        verified_with: &Arc<TlsGeneration>,
+    ) -> Result<(), CloseReason> {
+        let published = self.published.tls.load();
+        let newer = published.as_ref().filter(|now| !Arc::ptr_eq(now, verified_with));
+        match newer.and_then(|generation| conn.revoked_by(generation)) {
+            None => Ok(()),
+            Some(refusal) => {
+                conn.set_detail(refusal.to_string());
+                Err(CloseReason::Revoked)
+            }
+        }
     }
 
     /// Records a verdict: on the connection, in the metrics, and, where the audit

@@ -90,6 +90,22 @@ impl Registry {
         }
     }
 
+    /// Stops every connection whose peer is revoked by the lists that are published now.
+    /// Nothing else of a certificate ends an open connection.
+    pub fn end_revoked(&self) {
+        let Some(generation) = self.shared.published.tls.load_full() else { return };
+        if generation.revocation_lists().is_empty() {
+            return;
+        }
+        for conn in self.snapshot() {
+            if let Some(refusal) = conn.revoked_by(&generation)
+                && conn.stop(CloseReason::Revoked)
+            {
+                conn.set_detail(refusal.to_string());
+            }
+        }
+    }
+
     /// Whether no connection is open.
     pub fn is_empty(&self) -> bool {
         self.conns.borrow().is_empty()

@@ -89,7 +89,7 @@ const ACCEPT_ERRORS: MetricInfo =
 const CERT_EXPIRY: MetricInfo = info(
     "pillion_certificate_expiration_timestamp_seconds",
     &["kind"],
-    "When our certificate (svid) and the longest-lived CA of our bundle (ca) expire, in Unix time.",
+    "When what expires, in Unix time; kind is svid, ca, federated_ca or crl, each the first to end.",
 );
 const CERT_RELOADS: MetricInfo = info(
     "pillion_certificate_reloads_total",
@@ -266,9 +266,13 @@ impl Metrics {
         self.accept_errors.with_label_values(&[errno]).inc();
     }
 
-    /// A certificate's end, in Unix seconds.
-    pub fn certificate_expires(&self, kind: &'static str, unix_seconds: i64) {
-        self.certificate_expiry.with_label_values(&[kind]).set(unix_seconds);
+    /// A certificate's end, in Unix seconds; none takes the series away.
+    pub fn certificate_expires(&self, kind: &'static str, unix_seconds: Option<i64>) {
+        match unix_seconds {
+            Some(seconds) => self.certificate_expiry.with_label_values(&[kind]).set(seconds),
+            // It may never have been there.
+            None => drop(self.certificate_expiry.remove_label_values(&[kind])),
+        }
     }
 
     /// The certificate files were read; `result` is `ok` or a load error's label.
@@ -363,7 +367,7 @@ mod tests {
         m.terminated("default");
         m.connect_failure(Direction::Outbound, CloseReason::ConnectRefused);
         m.accept_error("EMFILE");
-        m.certificate_expires("svid", 1);
+        m.certificate_expires("svid", Some(1));
         m.certificate_reload("ok");
         m.policy_in_force("abc");
         let text = String::from_utf8(m.render(3).unwrap()).unwrap();

@@ -55,6 +55,8 @@ reasons! {
     PlaintextRefused = "plaintext_refused",
     /// The peer's certificate was refused; `detail` says which rule it breaks.
     CertificateRefused = "certificate_refused",
+    /// The peer's certificate was revoked while the connection was open; `detail` has serial number and identity.
+    Revoked = "revoked",
     /// The server's identity is none of the destination's `serverIdentities`.
     WrongIdentity = "wrong_identity",
     /// The TLS handshake failed for another reason; `detail` has it.
@@ -81,7 +83,7 @@ reasons! {
     NoOriginalDst = "no_original_dst",
     /// Somebody dialled one of the proxy's own ports through the proxy.
     SelfCall = "self_call",
-    /// No usable certificate is loaded yet, or the loaded one is expired.
+    /// No usable certificate is loaded yet, or ours is expired, not valid yet or revoked.
     NoCertificate = "no_certificate",
     /// No policy is loaded yet.
     NoPolicy = "no_policy",
@@ -103,7 +105,7 @@ impl CloseReason {
     pub fn to_peer(self) -> Reason {
         match self {
             Self::Denied | Self::PlaintextRefused | Self::WrongIdentity => Reason::Denied,
-            Self::CertificateRefused => Reason::CertificateRefused,
+            Self::CertificateRefused | Self::Revoked => Reason::CertificateRefused,
             Self::NoPolicy | Self::NoCertificate | Self::NameUnresolved => Reason::NotReady,
             Self::ConnectRefused => Reason::ConnectRefused,
             Self::ConnectTimeout => Reason::ConnectTimeout,

@@ -33,7 +33,8 @@ pub enum Command {
     Rejudge,
     /// Serve a connection that another worker has accepted and has no time for.
     Adopt(Direction, std::net::TcpStream, ClientAddr),
-    /// The certificates have changed: idle tunnels are given up.
+    /// The certificates have changed: connections to the revoked end, idle tunnels are
+    /// given up.
     Renew,
     /// The proxy will stop: idle tunnels are given up, and none is kept from here on.
     Retire,
@@ -134,7 +135,10 @@ async fn work(
                     registry.rejudge();
                     lane.tunnels.sweep();
                 }
-                Some(Command::Renew) => lane.retire_tunnels(false),
+                Some(Command::Renew) => {
+                    registry.end_revoked();
+                    lane.retire_tunnels(false);
+                }
                 Some(Command::Retire) => lane.retire_tunnels(true),
                 Some(Command::Connections(reply)) => {
                     // The asker may have gone; nobody else wants the answer.
