@@ -1,6 +1,5 @@
-//! The meaning of a policy file, sentence by sentence, and the evaluator against a naive one.
+//! The meaning of a policy file, sentence by sentence.
 
-mod naive;
 mod rejects;
 mod verdicts;
 
