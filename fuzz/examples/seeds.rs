@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use pillion_certs::issue::{Forge, bad_svids, issue, make_ca};
-use rustls::pki_types::CertificateDer;
+use pillion_certs::revoke::{Serial, revocation_list};
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -41,6 +42,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let names = Forge::new("spiffe://fuzz.example/x")?.dns("a.example").email("a@example.com");
     fs::write(svid.join("names"), chain(&[&names.sign(&ca)?.chain_pem])?)?;
+
+    let lists = root.join("corpus/crl");
+    fs::create_dir_all(&lists)?;
+    let serial = Serial::of_certificate(leaf.chain_pem.as_bytes(), &ca)?;
+    let revokes = revocation_list(&ca, None, &[serial], None, day)?;
+    let other = make_ca(&domain, day)?;
+    fs::write(
+        lists.join("revokes.der"),
+        CertificateRevocationListDer::from_pem_slice(revokes.as_bytes())?,
+    )?;
+    fs::write(lists.join("revokes.pem"), &revokes)?;
+    let empty = revocation_list(&ca, None, &[], None, day)?;
+    fs::write(lists.join("empty.pem"), &empty)?;
+    let brief = revocation_list(&ca, None, &[], None, Duration::from_secs(1))?;
+    fs::write(lists.join("expired.pem"), &brief)?;
+    fs::write(lists.join("other.pem"), revocation_list(&other, None, &[], None, day)?)?;
+    fs::write(lists.join("two.pem"), format!("{empty}{revokes}"))?;
 
     let pem = root.join("corpus/pem_bundle");
     fs::create_dir_all(&pem)?;

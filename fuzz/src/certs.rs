@@ -8,10 +8,11 @@ use std::time::Duration;
 use pillion_certs::inspect::inspect;
 use pillion_certs::load::{IdentityFiles, KeyExchange, LoadError, SvidSource, load};
 use pillion_certs::refusal::PeerRefusal;
+use pillion_certs::revocation::RevocationLists;
 use pillion_certs::verify::{SvidVerifier, TrustBundles};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 const CA: &str = include_str!("../seeds/ca.crt");
 const LEAF: &str = include_str!("../seeds/leaf.crt");
@@ -19,6 +20,9 @@ const KEY: &str = include_str!("../seeds/leaf.key");
 /// Chains that were issued and keep every rule, as the targets' input has them.
 const GOOD: [&[u8]; 2] =
     [include_bytes!("../corpus/svid/good"), include_bytes!("../corpus/svid/names")];
+
+/// A list of the authority that names the first of these leaves, in DER.
+const REVOKING: &[u8] = include_bytes!("../corpus/crl/revokes.der");
 
 /// A moment within the validity of all seeds, which is that of a day long past.
 static NOW: LazyLock<UnixTime> = LazyLock::new(|| {
@@ -28,12 +32,14 @@ static NOW: LazyLock<UnixTime> = LazyLock::new(|| {
     UnixTime::since_unix_epoch(Duration::from_secs(from + 600))
 });
 
-static VERIFIER: LazyLock<SvidVerifier> = LazyLock::new(|| {
+fn bundles() -> TrustBundles {
     let mut bundles = TrustBundles::new();
     let ca = CertificateDer::from_pem_slice(CA.as_bytes()).expect("the seed is PEM");
     bundles.add("fuzz.example".parse().expect("a domain"), &[ca]).expect("the seed is a CA");
-    SvidVerifier::new(bundles)
-});
+    bundles
+}
+
+static VERIFIER: LazyLock<SvidVerifier> = LazyLock::new(|| SvidVerifier::new(bundles()));
 
 /// What the authority signed of each good leaf.
 static SIGNED: LazyLock<HashSet<Vec<u8>>> =
@@ -76,11 +82,46 @@ pub fn check_chain(input: &[u8]) {
 
 /// A text for people: PEM is looked at, with an authority to check by or without.
 pub fn check_pem(input: &[u8]) {
-    let plain = inspect(input, None, *NOW);
-    let checked = inspect(input, Some(CA.as_bytes()), *NOW);
+    let plain = inspect(input, None, None, *NOW);
+    let checked = inspect(input, Some(CA.as_bytes()), None, *NOW);
     assert!(!checked.is_good() || plain.is_good(), "an authority mends nothing");
     // As the authorities too, whatever they are.
-    let _ = inspect(LEAF.as_bytes(), Some(input), *NOW);
+    let _ = inspect(LEAF.as_bytes(), Some(input), None, *NOW);
+}
+
+/// Revocation lists. What a list takes away, the authority has signed; and one that it has signed
+/// takes away what it names.
+pub fn check_lists(input: &[u8]) {
+    let Ok(lists) = RevocationLists::from_file(input) else { return };
+    let count = lists.len();
+    assert!(count >= 1 && lists.lifetimes().count() == count);
+    let verifier = SvidVerifier::new(bundles().with_revocation_lists(lists));
+    let leaf = split(GOOD[0]);
+    let verdict = verifier.verify(&leaf, *NOW);
+    let label = verdict.as_ref().err().map(PeerRefusal::label);
+    match label {
+        None => assert_ne!(input, REVOKING, "a list that names the leaf leaves it alone"),
+        Some("revoked") => {
+            let signed = |der: &[u8]| {
+                CertificateRevocationList::from_der(der)
+                    .is_ok_and(|(_, list)| list.tbs_cert_list.as_ref() == signed_list(REVOKING))
+            };
+            let pems = CertificateRevocationListDer::pem_slice_iter(input);
+            let any = signed(input) || pems.flatten().any(|der| signed(&der));
+            assert!(any, "a forged list revokes");
+        }
+        Some(other) => assert!(["crl_invalid", "crl_expired"].contains(&other), "{other}"),
+    }
+    if let Ok(peer) = VERIFIER.verify(&leaf, *NOW) {
+        let later = verifier.revocation_of(&peer).map(|refusal| refusal.label());
+        assert_eq!(later == Some("revoked"), label == Some("revoked"), "{later:?} and {label:?}");
+    }
+    let _ = inspect(LEAF.as_bytes(), Some(CA.as_bytes()), Some(input), *NOW);
+}
+
+fn signed_list(der: &[u8]) -> Vec<u8> {
+    let (_, list) = CertificateRevocationList::from_der(der).expect("the seed is a list");
+    list.tbs_cert_list.as_ref().to_vec()
 }
 
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -109,6 +150,7 @@ pub fn check_file(input: &[u8]) {
     let files = IdentityFiles {
         svid,
         ca: file("ca.crt"),
+        crl: None,
         trust_bundles_dir: None,
         trust_domain: None,
         key_exchange: KeyExchange::Auto,
