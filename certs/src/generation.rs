@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::server::NoServerSessionStorage;
@@ -100,6 +101,9 @@ pub struct TlsGeneration {
 impl TlsGeneration {
     /// Builds everything from our chain (leaf first), its private key and the trust bundles.
     ///
+    /// Of the key, aws-lc keeps its own form of it, and wipes that when the last user of the
+    /// generation is gone; to wipe `key` is up to the caller.
+    ///
     /// The leaf is held to the rules for a peer's, but for its dates and issuer: an expired
     /// certificate loads, see [`TlsGeneration::own_state`].
     ///
@@ -107,7 +111,7 @@ impl TlsGeneration {
     /// [`GenerationError`]; an empty chain is `OwnSvid(NoCertificate)`.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
+        key: &PrivateKeyDer<'_>,
         bundles: TrustBundles,
         key_exchange: KeyExchange,
     ) -> Result<Self, GenerationError> {
@@ -117,7 +121,7 @@ impl TlsGeneration {
         let verifier = Arc::new(SvidVerifier::new(bundles));
         let own_revocation = verifier.own_revocation(&own, &chain);
         let provider = Arc::new(provider(key_exchange));
-        let identity = Arc::new(certified_key(chain, key, &provider)?);
+        let identity = Arc::new(certified_key(chain, key)?);
         let tls = |e: rustls::Error| GenerationError::Tls(e.to_string());
         let server = |alpn: &[&[u8]]| server_config(&provider, &verifier, &identity, alpn);
         let client = |alpn: &[&[u8]]| client_config(&provider, &verifier, &identity, alpn);
@@ -298,13 +302,17 @@ fn cipher_suites() -> Vec<SupportedCipherSuite> {
 
 fn certified_key(
     chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    provider: &CryptoProvider,
+    key: &PrivateKeyDer<'_>,
 ) -> Result<CertifiedKey, GenerationError> {
-    CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => GenerationError::KeyMismatch,
-        other => GenerationError::UnusableKey(other.to_string()),
-    })
+    // By reference: the provider's own loader takes a copy of the DER and drops it unwiped.
+    let signing =
+        any_supported_type(key).map_err(|error| GenerationError::UnusableKey(error.to_string()))?;
+    let certified = CertifiedKey::new(chain, signing);
+    match certified.keys_match() {
+        Ok(()) => Ok(certified),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(GenerationError::KeyMismatch),
+        Err(other) => Err(GenerationError::UnusableKey(other.to_string())),
+    }
 }
 
 fn server_config(

@@ -10,6 +10,7 @@ mod bundles;
 mod dates;
 mod files;
 pub mod forge;
+mod keys;
 mod leaf;
 mod list_report;
 mod path;

@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::files::{Content, ContentHash, Directories, Hasher, ReadFault};
 pub use crate::generation::KeyExchange;
 use crate::generation::{GenerationError, TlsGeneration};
+use crate::keys::{Key, without_keys};
 use crate::refusal::PeerRefusal;
 use crate::revocation::{CrlError, RevocationLists};
 use crate::spiffe::TrustDomain;
@@ -344,7 +345,10 @@ pub(crate) fn build(
     }
     let lists = revocation_lists(files, snapshot)?;
     let bundles = trust_bundles(files, snapshot, &own_domain)?.with_revocation_lists(lists);
-    let generation = TlsGeneration::new(chain.clone(), key, bundles, files.key_exchange);
+    let generation = key
+        .der()
+        .map_err(|fault| GenerationError::UnusableKey(fault.to_string()))
+        .and_then(|key| TlsGeneration::new(chain.clone(), &key, bundles, files.key_exchange));
     let generation = generation.map_err(|error| match error {
         GenerationError::KeyMismatch => LoadError::KeyMismatch(key_path.clone()),
         GenerationError::UnusableKey(_) => {
@@ -397,7 +401,7 @@ fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'stati
         wanted: "certificates",
     };
     let certificates: Result<Vec<_>, pem::Error> =
-        CertificateDer::pem_slice_iter(content).collect();
+        CertificateDer::pem_slice_iter(&without_keys(content)).collect();
     let certificates = certificates.map_err(|error| bad(error.to_string()))?;
     if certificates.is_empty() {
         return Err(bad("no \"BEGIN CERTIFICATE\" in it".to_owned()));
@@ -405,13 +409,10 @@ fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'stati
     Ok(certificates)
 }
 
-fn private_key(path: &Path, content: &[u8]) -> Result<PrivateKeyDer<'static>, LoadError> {
-    PrivateKeyDer::from_pem_slice(content).map_err(|error| LoadError::BadPem {
+fn private_key(path: &Path, content: &[u8]) -> Result<Key, LoadError> {
+    Key::from_pem(content).map_err(|fault| LoadError::BadPem {
         path: path.to_owned(),
-        reason: match error {
-            pem::Error::NoItemsFound => "no unencrypted \"BEGIN ... PRIVATE KEY\" in it".to_owned(),
-            other => other.to_string(),
-        },
+        reason: fault.to_string(),
         wanted: "a private key (PKCS#8, SEC1 or PKCS#1)",
     })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -57,6 +58,7 @@ pub fn run() -> ExitCode {
 }
 
 fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
+    keep_out_of_core_dumps()?;
     let log = telemetry::init_logging(&config.log, config.log_format == LogFormat::Json)?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -97,6 +99,15 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         stop(&shared, workers).await;
         result
     })
+}
+
+/// A core dump would hold the private key. Without the dumpable flag the kernel writes none, also
+/// where `core_pattern` is a program, which the limit does not hold back; and no process of the
+/// same user may look into the memory (prctl(2), ptrace(2)).
+fn keep_out_of_core_dumps() -> Result<(), Failure> {
+    prctl::set_dumpable(false)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    Ok(())
 }
 
 /// Binds every worker's listeners first, so that a port which is taken stops the

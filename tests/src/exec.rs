@@ -1,6 +1,7 @@
 //! Running programs: to their end, or in the background.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -163,7 +164,35 @@ impl Process {
         Ok(fs::read_dir(self.proc("fd")).context(|| "its descriptors")?.count())
     }
 
-    fn proc(&self, file: &str) -> PathBuf {
+    /// Everything that it has in memory and may read itself, one piece for each mapping.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn memory(&self) -> Result<Vec<Vec<u8>>, Failure> {
+        let maps = fs::read_to_string(self.proc("maps")).context(|| "its mappings")?;
+        let memory = File::open(self.proc("mem")).context(|| "its memory")?;
+        let mut pieces = Vec::new();
+        for line in maps.lines().filter(|line| !line.contains("[v")) {
+            let mut words = line.split_whitespace();
+            let (Some(range), Some(mode)) = (words.next(), words.next()) else { continue };
+            let ends = range.split_once('-').and_then(|(from, until)| {
+                let hex = |text| u64::from_str_radix(text, 16).ok();
+                Some((hex(from)?, hex(until)?))
+            });
+            let Some((from, until)) = ends.filter(|_| mode.starts_with('r')) else { continue };
+            let length = usize::try_from(until.saturating_sub(from)).unwrap_or(0);
+            let mut piece = vec![0; length];
+            // A mapping may go while it is read; what is gone holds nothing.
+            if memory.read_exact_at(&mut piece, from).is_ok() {
+                pieces.push(piece);
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// The path of one of its files in /proc.
+    #[must_use]
+    pub fn proc(&self, file: &str) -> PathBuf {
         Path::new("/proc").join(self.pid().to_string()).join(file)
     }
 

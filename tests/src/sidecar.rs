@@ -39,6 +39,8 @@ pub struct MeshOptions {
     pub identity: String,
     /// Where its certificate comes from.
     pub certificates: CertificateSource,
+    /// The file with key and chain, where these are one.
+    key_and_chain: Option<PathBuf>,
     /// Further environment of the proxy.
     pub env: Vec<(String, String)>,
     /// What is in the pod when the proxy starts.
@@ -62,6 +64,7 @@ impl MeshOptions {
             policy,
             identity: identity.to_owned(),
             certificates: CertificateSource::Mesh,
+            key_and_chain: None,
             env: Vec::new(),
             present: Present { policy: true, certificates: true },
             launcher: Vec::new(),
@@ -79,6 +82,13 @@ impl MeshOptions {
     #[must_use]
     pub fn certificates_from(mut self, directory: PathBuf) -> Self {
         self.certificates = CertificateSource::Directory(directory);
+        self
+    }
+
+    /// The same with key and chain in one file.
+    #[must_use]
+    pub fn bundle_file(mut self, file: &Path) -> Self {
+        self.key_and_chain = Some(file.to_owned());
         self
     }
 
@@ -104,6 +114,13 @@ impl MeshOptions {
         let words = ["unshare", "--mount", "--", "sh", "-c", mount];
         self.launcher.extend(words.map(str::to_owned));
         self.launcher.push(file.display().to_string());
+        self
+    }
+
+    /// The same with core dumps of any size allowed.
+    #[must_use]
+    pub fn core_dumps(mut self) -> Self {
+        self.launcher.extend(["prlimit", "--core=unlimited:unlimited"].map(str::to_owned));
         self
     }
 
@@ -389,11 +406,15 @@ fn start(pod: &Pod, options: &MeshOptions) -> Result<Process, Failure> {
     let mut command = pod.daemon_through(&options.launcher, &user, proxy);
     command
         .env("PILLION_POLICY_FILE", policy_directory(pod).join("policy.yaml"))
-        .env("PILLION_TLS_CERT_FILE", tls.join("tls.crt"))
-        .env("PILLION_TLS_KEY_FILE", tls.join("tls.key"))
         .env("PILLION_TLS_CA_FILE", tls.join("ca.crt"))
         .env("PILLION_ACCESS_LOG", "all")
         .env("PILLION_LOG_FORMAT", "json");
+    match &options.key_and_chain {
+        Some(file) => command.env("PILLION_TLS_BUNDLE_FILE", file),
+        None => command
+            .env("PILLION_TLS_CERT_FILE", tls.join("tls.crt"))
+            .env("PILLION_TLS_KEY_FILE", tls.join("tls.key")),
+    };
     if let Some(engine) = pod.settings().tls_engine() {
         command.env("PILLION_TLS_ENGINE", engine);
     }

@@ -56,7 +56,7 @@ pub(crate) fn bundles(list: &[(&str, &CertificateAuthority)]) -> TrustBundles {
 }
 
 pub(crate) fn generation_with(svid: &Issued, bundles: TrustBundles) -> TlsGeneration {
-    TlsGeneration::new(chain(svid), key(svid), bundles, KeyExchange::Auto).unwrap()
+    TlsGeneration::new(chain(svid), &key(svid), bundles, KeyExchange::Auto).unwrap()
 }
 
 pub(crate) fn generation(authority: &CertificateAuthority, path: &str) -> TlsGeneration {

@@ -38,7 +38,7 @@ pub(crate) fn generations() -> [TlsGeneration; 2] {
         let authority = CertificateDer::pem_slice_iter(ca.cert_pem.as_bytes());
         let mut bundles = TrustBundles::default();
         bundles.add(domain.clone(), &authority.collect::<Result<Vec<_>, _>>().unwrap()).unwrap();
-        TlsGeneration::new(chain, key, bundles, KeyExchange::Classic).unwrap()
+        TlsGeneration::new(chain, &key, bundles, KeyExchange::Classic).unwrap()
     })
 }
 
