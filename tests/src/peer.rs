@@ -79,10 +79,20 @@ impl TlsPeer {
     /// # Errors
     /// The handshake fails.
     pub fn client(socket: TcpStream, identity: &TlsGeneration) -> Result<Self, Failure> {
-        let tls = ClientConnection::new(
-            identity.client_config(Offer::Tunnel),
-            TlsGeneration::server_name(),
-        );
+        Self::client_that_offers(socket, identity, Offer::Tunnel)
+    }
+
+    /// The same with another offer.
+    ///
+    /// # Errors
+    /// The handshake fails.
+    pub fn client_that_offers(
+        socket: TcpStream,
+        identity: &TlsGeneration,
+        offer: Offer,
+    ) -> Result<Self, Failure> {
+        let tls =
+            ClientConnection::new(identity.client_config(offer), TlsGeneration::server_name());
         Self::shake_hands(socket, tls.map_err(failed)?.into())
     }
 
