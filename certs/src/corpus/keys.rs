@@ -1,5 +1,7 @@
 //! Kinds of keys, and whose key it is.
 
+use aws_lc_rs::signature::Ed25519KeyPair;
+use base64ct::{Base64, Encoding};
 use rcgen::{KeyPair, RsaKeySize, SignatureAlgorithm};
 
 use super::Verdict::{Good, Refused};
@@ -13,7 +15,7 @@ pub(super) fn entries(made: &Authorities) -> Result<Vec<Entry>, IssueError> {
     for (name, key) in [
         ("a P-384 key", of(&rcgen::PKCS_ECDSA_P384_SHA384)?),
         ("a P-521 key", of(&rcgen::PKCS_ECDSA_P521_SHA512)?),
-        ("an Ed25519 key", of(&rcgen::PKCS_ED25519)?),
+        ("an Ed25519 key", ed25519()?),
         ("an RSA key of 2048 bits", rsa(RsaKeySize::_2048)?),
         ("an RSA key of 3072 bits", rsa(RsaKeySize::_3072)?),
         ("an RSA key of 4096 bits", rsa(RsaKeySize::_4096)?),
@@ -43,6 +45,15 @@ pub(super) fn entries(made: &Authorities) -> Result<Vec<Entry>, IssueError> {
     let own = made.good()?.self_signed()?;
     entries.push(Entry::new("signed by itself", Refused("unknown_issuer"), &own)?);
     Ok(entries)
+}
+
+/// As RFC 8410 §7 has it; what rcgen makes itself has the public key too, and OpenSSL 3.0 does
+/// not read that form.
+fn ed25519() -> Result<KeyPair, IssueError> {
+    let key = Ed25519KeyPair::generate().and_then(|key| key.to_pkcs8v1()).map_err(bad)?;
+    let text = Base64::encode_string(key.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+    Ok(KeyPair::from_pem(&pem)?)
 }
 
 fn namesake(made: &Authorities) -> Result<issue::CertificateAuthority, IssueError> {
