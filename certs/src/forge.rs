@@ -8,12 +8,12 @@
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, IsCa, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, IsCa, KeyPair, SanType,
 };
 pub use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use time::OffsetDateTime;
 
-use crate::issue::{CertificateAuthority, IssueError, Issued, sign, svid_params};
+use crate::issue::{CertificateAuthority, IssueError, Issued, sign, sign_for, svid_params};
 use crate::spiffe::TrustDomain;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -130,6 +130,33 @@ impl Forge {
     /// # Errors
     /// A SAN that isn't ASCII, or an authority that can't be read.
     pub fn sign(self, authority: &CertificateAuthority) -> Result<Issued, IssueError> {
+        sign(self.params()?, authority)
+    }
+
+    /// The same for a key of any kind.
+    pub(crate) fn sign_for(
+        self,
+        authority: &CertificateAuthority,
+        key: &KeyPair,
+    ) -> Result<Issued, IssueError> {
+        sign_for(self.params()?, authority, key)
+    }
+
+    /// Signs it with its own key.
+    pub(crate) fn self_signed(self) -> Result<Issued, IssueError> {
+        let key = KeyPair::generate()?;
+        let certificate = self.params()?.self_signed(&key)?;
+        Ok(Issued { chain_pem: certificate.pem(), key_pem: key.serialize_pem().into() })
+    }
+
+    /// Changes whatever there is no word for here.
+    #[must_use]
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        change(&mut self.params);
+        self
+    }
+
+    fn params(self) -> Result<CertificateParams, IssueError> {
         let mut params = self.params;
         for (kind, text) in self.sans {
             params.subject_alt_names.push(match kind {
@@ -138,7 +165,7 @@ impl Forge {
                 San::Email => SanType::Rfc822Name(text.try_into()?),
             });
         }
-        sign(params, authority)
+        Ok(params)
     }
 
     fn san(mut self, kind: San, text: &str) -> Self {

@@ -163,8 +163,16 @@ pub(crate) fn sign(
     params: CertificateParams,
     authority: &CertificateAuthority,
 ) -> Result<Issued, IssueError> {
-    let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, &issuer(authority)?)?;
+    sign_for(params, authority, &KeyPair::generate()?)
+}
+
+/// Signs whatever it is given, under this key.
+pub(crate) fn sign_for(
+    params: CertificateParams,
+    authority: &CertificateAuthority,
+    key: &KeyPair,
+) -> Result<Issued, IssueError> {
+    let certificate = params.signed_by(key, &issuer(authority)?)?;
     Ok(Issued { chain_pem: certificate.pem(), key_pem: Zeroizing::new(key.serialize_pem()) })
 }
 
@@ -186,7 +194,7 @@ pub(crate) fn check_ttl(ttl: Duration) -> Result<(), IssueError> {
     Ok(())
 }
 
-fn base_params(ttl: Duration) -> Result<CertificateParams, IssueError> {
+pub(crate) fn base_params(ttl: Duration) -> Result<CertificateParams, IssueError> {
     check_ttl(ttl)?;
     let now = OffsetDateTime::now_utc();
     let mut params = CertificateParams::default();

@@ -16,6 +16,7 @@ mod list_report;
 mod path;
 mod seen;
 
+pub mod corpus;
 pub mod expiry;
 pub mod generation;
 pub mod inspect;

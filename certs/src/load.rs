@@ -206,6 +206,19 @@ impl LoadError {
         }
     }
 
+    fn building(cert: &Path, key: &Path, error: GenerationError) -> Self {
+        match error {
+            GenerationError::KeyMismatch => Self::KeyMismatch(key.to_owned()),
+            GenerationError::UnusableKey(_) => {
+                Self::UnusableKey { path: key.to_owned(), reason: error.to_string() }
+            }
+            GenerationError::OwnSvid(refusal) => {
+                Self::OwnSvidInvalid { path: cert.to_owned(), refusal }
+            }
+            GenerationError::Tls(reason) => Self::Tls(reason),
+        }
+    }
+
     fn reading(path: &Path, most: u64, fault: ReadFault) -> Self {
         let path = path.to_owned();
         match fault {
@@ -240,9 +253,13 @@ pub(crate) struct Snapshot {
 /// Reads everything until two readings agree, so that a file caught during its rewriting isn't
 /// taken.
 pub(crate) fn read_stable(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
-    let mut last = read_once(files);
+    settled(|| read_once(files))
+}
+
+fn settled(mut read: impl FnMut() -> Result<Snapshot, LoadError>) -> Result<Snapshot, LoadError> {
+    let mut last = read();
     for _ in 1..MAX_READINGS {
-        let next = read_once(files);
+        let next = read();
         let agree = match (&last, &next) {
             (Ok(a), Ok(b)) => a.hash == b.hash,
             (Err(a), Err(b)) => a == b,
@@ -349,14 +366,7 @@ pub(crate) fn build(
         .der()
         .map_err(|fault| GenerationError::UnusableKey(fault.to_string()))
         .and_then(|key| TlsGeneration::new(chain.clone(), &key, bundles, files.key_exchange));
-    let generation = generation.map_err(|error| match error {
-        GenerationError::KeyMismatch => LoadError::KeyMismatch(key_path.clone()),
-        GenerationError::UnusableKey(_) => {
-            LoadError::UnusableKey { path: key_path.clone(), reason: error.to_string() }
-        }
-        GenerationError::OwnSvid(refusal) => refused(refusal),
-        GenerationError::Tls(reason) => LoadError::Tls(reason),
-    })?;
+    let generation = generation.map_err(|error| LoadError::building(cert_path, key_path, error))?;
     if let Err(refusal) = generation.verifier().verify(&chain, now) {
         let (file, reason) = (cert_path.display(), refusal.to_string());
         tracing::warn!(%file, %reason, "peers with our trust bundle would refuse our certificate");
@@ -425,3 +435,6 @@ fn warn_if_world_readable(key: &Path) {
         tracing::warn!(%file, mode = %format!("{:o}", mode & 0o777), "anyone may read the private key");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,20 +1,16 @@
 //! Who is refused, seen three ways: by the client, by the metric and by the access log. In every
 //! case no byte and no connection reaches the app.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pillion_testbed::forge::{self, Svid};
 use pillion_testbed::labels::{
     CLIENT, SERVER, STRANGER, direction, field, metric, reason, refusal,
 };
 use pillion_testbed::stream::{Outcome, ask, read_to_end};
 use pillion_testbed::{
-    Failure, LogLine, MeshOptions, Metrics, Pod, Process, Sidecar, Testbed, accept, finish, policy,
-    run, untouched,
+    Failure, LogLine, MeshOptions, Metrics, Pod, Sidecar, policy, run, untouched,
 };
 
 const APP: u16 = 8080;
@@ -213,136 +209,6 @@ fn plaintext_to_a_strict_port() {
 /// One plaintext TLS alert record: type 21, version, length 2, level and description.
 fn is_alert(bytes: &[u8]) -> bool {
     matches!(bytes, [21, 3, _, 0, 2, 2, _])
-}
-
-/// `openssl s_client` with a certificate, or none, that sends a line and prints what it gets.
-fn s_client(client: &Pod, to: SocketAddr, svid: Option<&Svid>) -> Result<String, Failure> {
-    let shown = match svid {
-        Some(svid) => format!("-cert {} -key {}", svid.cert, svid.key),
-        None => String::new(),
-    };
-    // `-quiet` keeps it reading after the end of its input, until the other side closes.
-    let line = format!("echo let me in | openssl s_client -connect {to} -tls1_3 -quiet {shown}");
-    let finished = finish(&mut client.shell(&line))?;
-    println!("{to}: s_client {:?} after {:?}", finished.code, finished.elapsed);
-    Ok(finished.stdout)
-}
-
-/// Certificates that must be refused: those that break a rule, one by nobody and none at all.
-fn refused_clients(
-    bed: &Testbed,
-    ca: &Path,
-) -> Result<Vec<(String, Option<Svid>, String)>, Failure> {
-    let mut refused: Vec<_> = forge::bad_svids(ca, &bed.directory().join("bad"))?
-        .into_iter()
-        .map(|bad| (bad.name, Some(bad.svid), bad.label))
-        .collect();
-    let foreign = bed.issue(&bed.foreign_ca("cluster.local")?, CLIENT, "foreign")?;
-    refused.push((
-        "unknown CA".into(),
-        Some(Svid::in_directory(&foreign)),
-        refusal::UNKNOWN_ISSUER.into(),
-    ));
-    refused.push(("no certificate".into(), None, refusal::NO_CERTIFICATE.into()));
-    Ok(refused)
-}
-
-#[test]
-fn bad_client_certificates() {
-    run("bad-clients", |bed| {
-        let ca = bed.ca()?;
-        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
-        let callee = server.mesh(bed, MeshOptions::new(policy::serve(&[CLIENT]), SERVER))?;
-        let to = SocketAddr::new(server.v4(), APP);
-        let app = server.listen(to)?;
-        let mut refused: BTreeMap<String, usize> = BTreeMap::new();
-        for (name, svid, label) in refused_clients(bed, &ca)? {
-            let result = [("direction", direction::INBOUND), ("result", label.as_str())];
-            let closed =
-                [("direction", direction::INBOUND), ("reason", reason::CERTIFICATE_REFUSED)];
-            let before = callee.metrics()?;
-            assert_eq!(s_client(&client, to, svid.as_ref())?, "", "{name}: nothing is served");
-            callee.wait_metric(
-                metric::HANDSHAKES,
-                &result,
-                before.sum(metric::HANDSHAKES, &result) + 1.0,
-            )?;
-            callee.wait_metric(
-                metric::CLOSED,
-                &closed,
-                before.sum(metric::CLOSED, &closed) + 1.0,
-            )?;
-            callee.wait_idle()?;
-            let after = callee.metrics()?;
-            let handshakes =
-                after.sum(metric::HANDSHAKES, &[]) - before.sum(metric::HANDSHAKES, &[]);
-            assert_eq!(handshakes, 1.0, "{name}: {:?}", after.by(metric::HANDSHAKES, "result"));
-            let prefix = format!("{label}:");
-            let count = refused.entry(label.clone()).or_default();
-            *count += 1;
-            let lines = callee.wait_logs(&label, *count, |line| {
-                line.is(direction::INBOUND, reason::CERTIFICATE_REFUSED)
-                    && line.text(field::DETAIL).starts_with(&prefix)
-            })?;
-            assert_eq!(lines.len(), *count, "{name}: one line a refusal");
-            untouched(&app)?;
-        }
-        // The same client with a good certificate is served: the refusals were the certificates'.
-        let good = Svid::in_directory(&bed.issue(&ca, CLIENT, "good")?);
-        let answered = std::thread::scope(|scope| {
-            let serving = scope.spawn(|| -> Result<(), Failure> {
-                let mut stream = accept(&app)?;
-                stream.write_all(b"welcome\n").map_err(Failure::from)
-            });
-            let answer = s_client(&client, to, Some(&good));
-            serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).and(answer)
-        })?;
-        assert_eq!(answered, "welcome\n");
-        Ok(())
-    });
-}
-
-/// Starts `openssl s_server`, which sends each line back reversed, with a certificate.
-fn s_server(server: &Pod, port: u16, svid: &Svid) -> Result<Process, Failure> {
-    let mut command = server.command("openssl");
-    command.args(["s_server", "-4", "-accept", &port.to_string(), "-tls1_3", "-rev", "-quiet"]);
-    command.args(["-cert", &svid.cert, "-key", &svid.key]);
-    command.args(["-verify", "2", "-CAfile", &svid.ca]);
-    let process = server.spawn("s_server", &mut command)?;
-    server.wait_for_port(SocketAddr::new(server.v4(), port))?;
-    Ok(process)
-}
-
-#[test]
-fn bad_server_certificates() {
-    run("bad-servers", |bed| {
-        let ca = bed.ca()?;
-        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
-        let call = policy::call(&[server.v4()], SERVER);
-        let caller = client.mesh(bed, MeshOptions::new(call, CLIENT))?;
-        let bad = forge::bad_svids(&ca, &bed.directory().join("bad"))?;
-        for (port, bad) in (9000..).zip(bad) {
-            let _serving = s_server(&server, port, &bad.svid)?;
-            let result = [("direction", direction::OUTBOUND), ("result", bad.label.as_str())];
-            let before = caller.metric(metric::HANDSHAKES, &result)?;
-            let outcome = ask(&client, SocketAddr::new(server.v4(), port), b"let me in\n")?;
-            assert!(outcome.is_turned_away(), "{}: {outcome:?}", bad.name);
-            caller.wait_metric(metric::HANDSHAKES, &result, before + 1.0)?;
-            let prefix = format!("{}:", bad.label);
-            let to = format!(":{port}");
-            caller.wait_logs(&bad.label, 1, |line| {
-                line.is(direction::OUTBOUND, reason::CERTIFICATE_REFUSED)
-                    && line.text(field::DETAIL).starts_with(&prefix)
-                    && line.text(field::DESTINATION).ends_with(&to)
-            })?;
-        }
-        // The same server with a good certificate is spoken to.
-        let good = Svid::in_directory(&bed.issue(&ca, SERVER, "good")?);
-        let _serving = s_server(&server, 8999, &good)?;
-        let outcome = ask(&client, SocketAddr::new(server.v4(), 8999), b"abc\n")?;
-        assert_eq!(outcome, Outcome::Served(b"cba\n".to_vec()));
-        Ok(())
-    });
 }
 
 /// A pod whose sidecar was given the certificates of another mesh, under the same names.

@@ -109,28 +109,41 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
+/// A chain and its key as they are, whether they fit or not.
+fn shown(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Arc<SingleCertAndKey> {
+    let signing = provider().key_provider.load_private_key(key).unwrap();
+    Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, signing)))
+}
+
 /// A client that presents what it is given and checks nothing.
 pub(crate) fn rude_client(svid: &Issued) -> Arc<ClientConfig> {
+    rude_client_of(chain(svid), key(svid))
+}
+
+pub(crate) fn rude_client_of(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Arc<ClientConfig> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Credulous))
-        .with_client_auth_cert(chain(svid), key(svid))
-        .unwrap();
+        .with_client_cert_resolver(shown(chain, key));
     Arc::new(config)
 }
 
 /// A client that presents one's certificate and signs with another's key.
 pub(crate) fn thief(presented: &Issued, own: &Issued) -> Arc<ClientConfig> {
-    let signing = provider().key_provider.load_private_key(key(own)).unwrap();
-    let identity = CertifiedKey::new(chain(presented), signing);
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Credulous))
-        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
+        .with_client_cert_resolver(shown(chain(presented), key(own)));
     Arc::new(config)
 }
 
@@ -147,12 +160,18 @@ pub(crate) fn nameless_client() -> Arc<ClientConfig> {
 
 /// A server that presents what it is given and checks nothing.
 pub(crate) fn rude_server(svid: &Issued) -> Arc<ServerConfig> {
+    rude_server_of(chain(svid), key(svid))
+}
+
+pub(crate) fn rude_server_of(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_client_cert_verifier(Arc::new(Credulous))
-        .with_single_cert(chain(svid), key(svid))
-        .unwrap();
+        .with_cert_resolver(shown(chain, key));
     config.alpn_protocols = vec![b"istio".to_vec()];
     Arc::new(config)
 }
