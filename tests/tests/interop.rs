@@ -96,7 +96,7 @@ const SERVERS: [Start<Process>; 4] = [
         Ok(process)
     }),
     ("nginx", |pod, svid| {
-        let Svid { cert, key, ca } = svid;
+        let Svid { cert, key, ca, .. } = svid;
         let server = format!(
             " ssl; ssl_protocols TLSv1.3; ssl_certificate {cert}; ssl_certificate_key {key};\n\
              ssl_client_certificate {ca}; ssl_verify_client on;\n\
@@ -290,7 +290,7 @@ fn a_client_that_asks_for_a_dns_name_refuses_us() {
         let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
         let to = SocketAddr::new(server.v4(), APP);
         let (_app, _callee) = serve(bed, &server)?;
-        let Svid { cert, key, ca } = &good;
+        let Svid { cert, key, ca, .. } = &good;
         let line = format!(
             "curl -sS --max-time 10 --cert {cert} --key {key} --cacert {ca} https://{to}/ 2>&1"
         );
