@@ -22,6 +22,7 @@ pub mod generation;
 pub mod inspect;
 pub mod issue;
 pub mod load;
+pub mod received;
 pub mod refusal;
 pub mod reload;
 pub mod revocation;

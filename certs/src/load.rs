@@ -163,6 +163,9 @@ pub enum LoadError {
         "the certificate files changed during each of {MAX_READINGS} readings; the next poll tries again"
     )]
     Changing,
+    /// What the SPIFFE Workload API answers, or that it doesn't.
+    #[error("the Workload API: {0}; see the SPIFFE agent's log and the workload's registration")]
+    WorkloadApi(String),
     /// TLS can't be set up.
     #[error("TLS can't be set up: {0}")]
     Tls(String),
@@ -183,6 +186,7 @@ impl LoadError {
         "bundle",
         "bad_crl",
         "changing",
+        "workload_api",
         "tls",
     ];
 
@@ -202,6 +206,7 @@ impl LoadError {
             Self::Bundle { .. } => "bundle",
             Self::BadCrl { .. } => "bad_crl",
             Self::Changing => "changing",
+            Self::WorkloadApi(_) => "workload_api",
             Self::Tls(_) => "tls",
         }
     }

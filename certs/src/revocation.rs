@@ -69,9 +69,19 @@ impl RevocationLists {
     /// [`CrlError`]; one list that can't be used spoils the file, since what it would have revoked
     /// is not known.
     pub fn from_file(content: &[u8]) -> Result<Self, CrlError> {
-        let ders = ders(content)?;
+        Self::from_ders(&ders(content)?)
+    }
+
+    /// The same of lists in DER.
+    ///
+    /// # Errors
+    /// [`CrlError`].
+    pub fn from_ders(ders: &[CertificateRevocationListDer<'_>]) -> Result<Self, CrlError> {
+        if ders.len() > MAX_LISTS {
+            return Err(CrlError::TooMany);
+        }
         let mut lists: Vec<List> = Vec::with_capacity(ders.len());
-        for (number, der) in (1..).zip(&ders) {
+        for (number, der) in (1..).zip(ders) {
             let malformed = |e: &dyn fmt::Display| CrlError::Malformed(number, e.to_string());
             let crl = OwnedCertRevocationList::from_der(der).map_err(|e| malformed(&e))?;
             let crl = CertRevocationList::from(crl);

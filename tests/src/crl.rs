@@ -23,6 +23,12 @@ impl<'a> RevocationFile<'a> {
         Ok(file)
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The options with this file.
     #[must_use]
     pub fn given_to(&self, options: MeshOptions) -> MeshOptions {

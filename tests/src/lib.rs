@@ -30,6 +30,7 @@ mod sidecar;
 pub mod stream;
 mod testbed;
 mod wait;
+pub mod workload_api;
 
 pub use capture::Capture;
 pub use crl::RevocationFile;

@@ -43,6 +43,8 @@ pub struct MeshOptions {
     key_and_chain: Option<PathBuf>,
     /// Further environment of the proxy.
     pub env: Vec<(String, String)>,
+    /// Whether the environment names files of certificates.
+    files: bool,
     /// What is in the pod when the proxy starts.
     present: Present,
     /// The program that the proxy is started through, and its arguments.
@@ -66,6 +68,7 @@ impl MeshOptions {
             certificates: CertificateSource::Mesh,
             key_and_chain: None,
             env: Vec::new(),
+            files: true,
             present: Present { policy: true, certificates: true },
             launcher: Vec::new(),
         }
@@ -97,6 +100,13 @@ impl MeshOptions {
     pub fn without_policy(mut self) -> Self {
         self.present.policy = false;
         self
+    }
+
+    /// The same without the variables that name files of certificates.
+    #[must_use]
+    pub fn without_files(mut self) -> Self {
+        self.files = false;
+        self.without_certificates()
     }
 
     /// The same with no certificate files at the start; [`Sidecar::issue`] brings them.
@@ -406,15 +416,17 @@ fn start(pod: &Pod, options: &MeshOptions) -> Result<Process, Failure> {
     let mut command = pod.daemon_through(&options.launcher, &user, proxy);
     command
         .env("PILLION_POLICY_FILE", policy_directory(pod).join("policy.yaml"))
-        .env("PILLION_TLS_CA_FILE", tls.join("ca.crt"))
         .env("PILLION_ACCESS_LOG", "all")
         .env("PILLION_LOG_FORMAT", "json");
-    match &options.key_and_chain {
-        Some(file) => command.env("PILLION_TLS_BUNDLE_FILE", file),
-        None => command
-            .env("PILLION_TLS_CERT_FILE", tls.join("tls.crt"))
-            .env("PILLION_TLS_KEY_FILE", tls.join("tls.key")),
-    };
+    if options.files {
+        command.env("PILLION_TLS_CA_FILE", tls.join("ca.crt"));
+        match &options.key_and_chain {
+            Some(file) => command.env("PILLION_TLS_BUNDLE_FILE", file),
+            None => command
+                .env("PILLION_TLS_CERT_FILE", tls.join("tls.crt"))
+                .env("PILLION_TLS_KEY_FILE", tls.join("tls.key")),
+        };
+    }
     if let Some(engine) = pod.settings().tls_engine() {
         command.env("PILLION_TLS_ENGINE", engine);
     }

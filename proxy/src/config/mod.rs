@@ -5,6 +5,7 @@
 //! lives in the policy file. All bad variables are reported at once, by name,
 //! before anything is bound.
 
+mod endpoint;
 mod parse;
 mod vars;
 
@@ -18,6 +19,7 @@ use pillion_certs::generation::KeyExchange;
 use pillion_certs::load::{IdentityFiles, SvidSource};
 use pillion_certs::spiffe::TrustDomain;
 
+pub use endpoint::EndpointSocket;
 use parse::Reader;
 pub use vars::{VARIABLES, Variable};
 
@@ -112,6 +114,8 @@ pub struct Config {
     pub policy_file: PathBuf,
     /// Certificate, key and bundles.
     pub identity: IdentityFiles,
+    /// Where our identity comes from, when it is not files.
+    pub workload_api: Option<EndpointSocket>,
     /// What protects records after the handshake.
     pub tls_engine: TlsEngine,
     /// Where redirected inbound connections arrive.
@@ -183,6 +187,7 @@ impl Config {
         let config = Self {
             policy_file: r.path("PILLION_POLICY_FILE"),
             identity: identity(&mut r),
+            workload_api: workload_api(&mut r),
             tls_engine: r.choice(
                 "PILLION_TLS_ENGINE",
                 &[("records", TlsEngine::Records), ("rustls", TlsEngine::Rustls)],
@@ -268,6 +273,35 @@ fn identity(r: &mut Reader) -> IdentityFiles {
     }
 }
 
+/// The Workload API, where that is the source of our identity: it brings all that files would.
+fn workload_api(r: &mut Reader) -> Option<EndpointSocket> {
+    const CHOICE: &str = "PILLION_IDENTITY_SOURCE=workload-api";
+    let chosen = r.choice("PILLION_IDENTITY_SOURCE", &[("files", false), ("workload-api", true)]);
+    if !chosen {
+        return None;
+    }
+    if !cfg!(feature = "workload-api") {
+        r.error(
+            "PILLION_IDENTITY_SOURCE",
+            "this binary was built without the Workload API: build it with --features workload-api",
+        );
+    }
+    for file in FILE_VARIABLES {
+        r.refuse_beside(file, CHOICE);
+    }
+    r.required("SPIFFE_ENDPOINT_SOCKET", CHOICE)
+}
+
+/// What the Workload API takes the place of.
+const FILE_VARIABLES: [&str; 6] = [
+    "PILLION_TLS_CERT_FILE",
+    "PILLION_TLS_KEY_FILE",
+    "PILLION_TLS_CA_FILE",
+    "PILLION_TLS_BUNDLE_FILE",
+    "PILLION_TRUST_BUNDLES_DIR",
+    "PILLION_TLS_CRL_FILE",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,5 +371,29 @@ mod tests {
         assert_eq!(Config::from_env(&both).unwrap_err().0.len(), 1);
         let (c, _) = Config::from_env(&env(&[("PILLION_TLS_BUNDLE_FILE", "/b")])).unwrap();
         assert!(matches!(c.identity.svid, SvidSource::Bundle { .. }));
+    }
+
+    #[test]
+    #[cfg(feature = "workload-api")]
+    fn the_workload_api_takes_the_place_of_files() {
+        let chosen = ("PILLION_IDENTITY_SOURCE", "workload-api");
+        let socket = ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/agent.sock");
+        let (c, warnings) = Config::from_env(&env(&[chosen, socket])).unwrap();
+        assert_eq!(c.workload_api, Some(EndpointSocket::Unix("/run/agent.sock".into())));
+        assert_eq!(warnings, [""; 0]);
+        // Elsewhere on the machine it may be set for others.
+        assert_eq!(Config::from_env(&env(&[socket])).unwrap().0.workload_api, None);
+        let tcp = ("SPIFFE_ENDPOINT_SOCKET", "tcp://127.0.0.1:80");
+        assert!(Config::from_env(&env(&[chosen, tcp])).unwrap().0.workload_api.is_some());
+        let names = |pairs: &[(&str, &str)]| -> Vec<String> {
+            let ConfigErrors(errors) = Config::from_env(&env(pairs)).unwrap_err();
+            errors.into_iter().map(|e| e.name).collect()
+        };
+        assert_eq!(names(&[chosen]), ["SPIFFE_ENDPOINT_SOCKET"]);
+        assert_eq!(names(&[chosen, ("SPIFFE_ENDPOINT_SOCKET", "x")]), ["SPIFFE_ENDPOINT_SOCKET"]);
+        let files: Vec<_> = FILE_VARIABLES.iter().map(|name| (*name, "/x")).collect();
+        let mut found = names(&[&[chosen, socket], &files[..]].concat());
+        found.dedup();
+        assert!(FILE_VARIABLES.iter().all(|name| found.iter().any(|f| f == name)), "{found:?}");
     }
 }

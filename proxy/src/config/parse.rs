@@ -19,11 +19,14 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(mut vars: BTreeMap<String, String>) -> Self {
-        vars.retain(|name, value| name.starts_with("PILLION_") && !value.starts_with("tcp://"));
+        vars.retain(|name, value| match name.strip_prefix("PILLION_") {
+            Some(_) => !value.starts_with("tcp://"),
+            None => find(name).is_some(),
+        });
         Self { vars, errors: Vec::new() }
     }
 
-    fn error(&mut self, name: &str, problem: impl Into<String>) {
+    pub(super) fn error(&mut self, name: &str, problem: impl Into<String>) {
         self.errors.push(ConfigError { name: name.to_owned(), problem: problem.into() });
     }
 
@@ -48,6 +51,25 @@ impl Reader {
                 format!("{one} is set too, and it takes this one's place: unset one"),
             );
         }
+    }
+
+    /// For a variable that means nothing beside `other`.
+    pub(super) fn refuse_beside(&mut self, name: &str, other: &str) {
+        if self.vars.contains_key(name) {
+            self.error(name, format!("it means nothing with {other}: unset one"));
+        }
+    }
+
+    /// For a variable that `other` needs.
+    pub(super) fn required<T>(&mut self, name: &'static str, other: &str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: Display,
+    {
+        if self.value(name).is_none() {
+            self.error(name, format!("{other} needs it"));
+        }
+        self.parsed(name)
     }
 
     pub(super) fn parsed<T>(&mut self, name: &'static str) -> Option<T>

@@ -24,6 +24,16 @@ pub const VARIABLES: &[Variable] = &[
         "The policy file; reloaded when it changes.",
     ),
     var(
+        "PILLION_IDENTITY_SOURCE",
+        "files",
+        "files: those below. workload-api: the SPIFFE Workload API, and no file of certificates.",
+    ),
+    var(
+        "SPIFFE_ENDPOINT_SOCKET",
+        "",
+        "Where the Workload API is: unix:///path or tcp://address:port.",
+    ),
+    var(
         "PILLION_TLS_CERT_FILE",
         "/var/run/secrets/spiffe.io/tls.crt",
         "Our SVID and its chain, PEM.",

@@ -2,10 +2,13 @@
 //! resolving names, and publishing the results to the workers.
 
 mod expiry;
+mod identity;
 mod reload;
 mod resolve;
 mod source;
 mod throttle;
+#[cfg(feature = "workload-api")]
+mod workload_api;
 
 pub use reload::Reload;
 pub use resolve::Resolver;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pillion_certs::reload::{Outcome, Reloader};
+use pillion_certs::reload::Outcome;
 use pillion_certs::spiffe::TrustDomain;
 use pillion_certs::watch::{ContentHash, DirWatch, content_hash};
 use pillion_policy::Compiled;
@@ -16,6 +16,7 @@ use crate::live::Shared;
 
 use super::Workers;
 use super::expiry::{self, Expiry};
+use super::identity::Identity;
 
 /// Files are compared by content this often, in case a watch was missed.
 const POLL_EVERY: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ const REMIND_EVERY: Duration = Duration::from_secs(30);
 pub struct Reload {
     shared: Arc<Shared>,
     workers: Workers,
-    certificates: Reloader,
+    certificates: Identity,
     expiry: Expiry,
     policy_seen: Option<PolicySeen>,
     changed: Arc<Notify>,
@@ -48,8 +49,8 @@ struct PolicySeen {
 impl Reload {
     /// Starts to watch; [`Reload::run`] does the first load.
     pub fn new(shared: Arc<Shared>, workers: Workers) -> Self {
-        let certificates = Reloader::new(shared.config.identity.clone());
         let changed = Arc::new(Notify::new());
+        let certificates = Identity::new(&shared.config, &changed);
         Self {
             shared,
             workers,
@@ -68,7 +69,7 @@ impl Reload {
             return;
         }
         let config = &self.shared.config;
-        let mut paths = config.identity.paths();
+        let mut paths = self.certificates.paths();
         paths.push(config.policy_file.clone());
         let notify = Arc::clone(&self.changed);
         match DirWatch::new(&paths, move || notify.notify_one()) {

@@ -1,0 +1,185 @@
+//! An identity as the SPIFFE Workload API hands it out, in memory.
+
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+use crate::generation::{KeyExchange, TlsGeneration};
+use crate::load::LoadError;
+use crate::revocation::RevocationLists;
+use crate::spiffe::TrustDomain;
+use crate::verify::TrustBundles;
+
+/// The parts of an X509SVIDResponse (SPIFFE Workload API §5.2.1) that make one identity.
+#[derive(Default)]
+pub struct Received {
+    /// The SPIFFE ID that the answer says the certificate has.
+    pub id: String,
+    /// The certificate and its intermediates, DER, one behind the other, leaf first.
+    pub svid: Vec<u8>,
+    /// The private key, PKCS#8 in DER.
+    pub key: Zeroizing<Vec<u8>>,
+    /// The authorities of our own trust domain, DER, one behind the other.
+    pub bundle: Vec<u8>,
+    /// The authorities of others, by the SPIFFE ID of the trust domain.
+    pub federated: Vec<(String, Vec<u8>)>,
+    /// Revocation lists, DER.
+    pub lists: Vec<Vec<u8>>,
+}
+
+impl Received {
+    /// Builds a generation of it, by the same rules as from files.
+    ///
+    /// # Errors
+    /// [`LoadError::WorkloadApi`] says which part can't be used;
+    /// [`LoadError::TrustDomain`] isn't raised: an `expected` domain that the certificate is not
+    /// of is one of those parts.
+    pub fn generation(
+        &self,
+        expected: Option<&TrustDomain>,
+        key_exchange: KeyExchange,
+    ) -> Result<TlsGeneration, LoadError> {
+        self.build(expected, key_exchange).map_err(LoadError::WorkloadApi)
+    }
+
+    fn build(
+        &self,
+        expected: Option<&TrustDomain>,
+        key_exchange: KeyExchange,
+    ) -> Result<TlsGeneration, String> {
+        let chain = certificates("the X.509-SVID", &self.svid)?;
+        let lists: Vec<_> =
+            self.lists.iter().map(|list| CertificateRevocationListDer::from(&**list)).collect();
+        let lists = RevocationLists::from_ders(&lists)
+            .map_err(|error| format!("the revocation lists: {error}"))?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(&**self.key));
+        let own = chain.first().map(crate::leaf::check).transpose();
+        let own = own.map_err(|refusal| format!("the X.509-SVID: {refusal}"))?;
+        let own = own.ok_or("the X.509-SVID: no certificate")?.id;
+        if own.as_str() != self.id {
+            return Err(format!("the X.509-SVID is of {own}, and announced as {:?}", self.id));
+        }
+        if let Some(expected) = expected.filter(|domain| *domain != own.trust_domain()) {
+            return Err(format!("the X.509-SVID is of {own}, but {expected} is configured"));
+        }
+        let mut bundles = TrustBundles::new();
+        let mut add = |domain: TrustDomain, der: &[u8]| {
+            let name = format!("the bundle of {domain}");
+            bundles
+                .add(domain, &certificates(&name, der)?)
+                .map_err(|error| format!("{name}: {error}"))
+        };
+        add(own.trust_domain().clone(), &self.bundle)?;
+        for (id, der) in &self.federated {
+            let domain = TrustDomain::from_id(id)
+                .map_err(|error| format!("a federated bundle of {id:?}: {error}"))?;
+            add(domain, der)?;
+        }
+        TlsGeneration::new(chain, &key, bundles.with_revocation_lists(lists), key_exchange)
+            .map_err(|error| format!("the X.509-SVID: {error}"))
+    }
+}
+
+/// The certificates in DER that stand one behind the other.
+fn certificates(what: &str, mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut found = Vec::new();
+    while !der.is_empty() {
+        let (rest, _) = X509Certificate::from_der(der)
+            .map_err(|error| format!("{what}: certificate {}: {error}", found.len() + 1))?;
+        let length = der.len().saturating_sub(rest.len());
+        found.push(CertificateDer::from(der.get(..length).unwrap_or_default().to_vec()));
+        der = rest;
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::issue::{self, CertificateAuthority};
+    use rustls_pki_types::pem::PemObject;
+    use std::time::Duration;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn ders(pem: &str) -> Vec<u8> {
+        CertificateDer::pem_slice_iter(pem.as_bytes())
+            .flat_map(|der| der.unwrap().to_vec())
+            .collect()
+    }
+
+    fn authority(domain: &str) -> CertificateAuthority {
+        issue::make_ca(&domain.parse().unwrap(), HOUR).unwrap()
+    }
+
+    fn received() -> Received {
+        let ca = authority("own.example");
+        let id = "spiffe://own.example/app";
+        let svid = issue::issue(&ca, &id.parse().unwrap(), HOUR / 2).unwrap();
+        let key = PrivatePkcs8KeyDer::from_pem_slice(svid.key_pem.as_bytes()).unwrap();
+        Received {
+            id: id.to_owned(),
+            svid: ders(&svid.chain_pem),
+            key: Zeroizing::new(key.secret_pkcs8_der().to_vec()),
+            bundle: [ders(&ca.cert_pem), ders(&authority("own.example").cert_pem)].concat(),
+            federated: vec![(
+                "spiffe://partner.example".to_owned(),
+                ders(&authority("partner.example").cert_pem),
+            )],
+            lists: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn all_of_an_answer_is_used() {
+        let generation = received().generation(None, KeyExchange::Auto).unwrap();
+        assert_eq!(generation.own_id().as_str(), "spiffe://own.example/app");
+        let mut domains: Vec<_> =
+            generation.verifier().bundles().domains().map(|d| d.as_str().to_owned()).collect();
+        domains.sort();
+        assert_eq!(domains, ["own.example", "partner.example"]);
+        assert!(
+            generation
+                .verifier()
+                .verify(
+                    &certificates("", &received().svid).unwrap(),
+                    rustls_pki_types::UnixTime::now()
+                )
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn each_part_that_cannot_be_used_is_named() {
+        let expected = "other.example".parse().unwrap();
+        type Spoil = fn(&mut Received);
+        let spoilt: [(Option<&TrustDomain>, Spoil, &str); 9] = [
+            (None, |r| r.svid.clear(), "no certificate"),
+            (None, |r| r.svid.truncate(200), "certificate 1"),
+            (None, |r| r.svid.push(0x30), "certificate 2"),
+            (None, |r| r.id = "spiffe://own.example/other".to_owned(), "announced as"),
+            (Some(&expected), |_| (), "is configured"),
+            (None, |r| r.key = Zeroizing::new(vec![1, 2, 3]), "the private key can't be used"),
+            (None, |r| r.bundle.clear(), "the bundle of own.example: it holds no certificate"),
+            (None, |r| r.federated[0].0 = "partner.example".to_owned(), "a federated bundle"),
+            (None, |r| r.lists.push(vec![0x30, 0]), "the revocation lists: list 1"),
+        ];
+        for (expected, spoil, part) in spoilt {
+            let mut received = received();
+            spoil(&mut received);
+            let error = received.generation(expected, KeyExchange::Auto).unwrap_err();
+            assert_eq!(error.label(), "workload_api");
+            assert!(error.to_string().contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let mut one = received();
+        one.key = received().key;
+        let error = one.generation(None, KeyExchange::Auto).unwrap_err().to_string();
+        assert!(error.contains("does not belong to the certificate"), "{error}");
+    }
+}
