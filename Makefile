@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz clean
+.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz fuzz-brief clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,7 +19,7 @@ build: setup ## build the three binaries
 demo: build ## the guided tour; needs root for network namespaces
 	@scripts/as-root target/debug/pillion-demo
 
-test: setup lint unit e2e ## every check and every test
+test: setup lint unit fuzz-brief e2e ## every check and every test
 
 lint: ## formatting, clippy, rustdoc, dependency bans and licences
 	cargo fmt --all --check
@@ -29,7 +29,7 @@ lint: ## formatting, clippy, rustdoc, dependency bans and licences
 
 unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
-	cargo test --locked -p pillion-certs -p pillion-proxy -p pillion-init --tests
+	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-proxy -p pillion-init --tests
 
 e2e: build ## pods in namespaces, real applications, with IPv6 and without, both TLS engines; needs root
 	PILLION_TEST_TLS_ENGINE=records scripts/e2e
@@ -70,8 +70,11 @@ bench-syscalls: bench-build ## system calls a MB, a request and a connection, by
 bench-micro: ## criterion: what a verdict, a look at a ClientHello and a frame cost
 	cargo bench --locked -p pillion-benches
 
-fuzz: ## fuzz what parses a peer's bytes, each target for SECONDS=60
+fuzz: ## fuzz all that parses bytes of others, each target for SECONDS=60
 	scripts/fuzz $(or $(SECONDS),60)
+
+fuzz-brief: # that every target builds, takes its seeds, and stands a few seconds of more
+	scripts/fuzz 5
 
 clean: ## remove what was built, and pods that a killed run left behind
 	scripts/as-root scripts/sweep

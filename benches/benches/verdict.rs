@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use pillion_proxy::policy::{InboundConn, Policy, load};
+use pillion_policy::{InboundConn, Policy, load};
 
 /// xorshift64*, from a fixed seed: each run asks the same.
 struct Random(u64);

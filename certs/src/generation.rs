@@ -35,6 +35,17 @@ pub const ALPN_TUNNEL: &[u8] = b"pillion/1";
 /// What a mesh client offers and a mesh server accepts, the preferred first.
 pub const ALPN_PROTOCOLS: &[&[u8]] = &[ALPN_TUNNEL, ALPN_MESH];
 
+/// What a client offers by ALPN (RFC 7301).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Offer {
+    /// [`ALPN_PROTOCOLS`].
+    Tunnel,
+    /// [`ALPN_MESH`]: one TLS connection is one connection of the application.
+    Single,
+    /// No protocol, which means the same: for a server that refuses those it does not know.
+    Nothing,
+}
+
 /// Which key exchange groups are offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum KeyExchange {
@@ -84,6 +95,7 @@ pub struct TlsGeneration {
     server_plain: Arc<ServerConfig>,
     client_tunnel: Arc<ClientConfig>,
     client_mesh: Arc<ClientConfig>,
+    client_plain: Arc<ClientConfig>,
 }
 
 impl TlsGeneration {
@@ -120,6 +132,7 @@ impl TlsGeneration {
             server_plain: Arc::new(server(&[]).map_err(tls)?),
             client_tunnel: Arc::new(client(ALPN_PROTOCOLS).map_err(tls)?),
             client_mesh: Arc::new(client(&[ALPN_MESH]).map_err(tls)?),
+            client_plain: Arc::new(client(&[]).map_err(tls)?),
             verifier,
         })
     }
@@ -213,12 +226,15 @@ impl TlsGeneration {
         Arc::clone(if alpn { &self.server_mesh } else { &self.server_plain })
     }
 
-    /// The client's side: TLS 1.3, our certificate, no SNI, no resumption. With `tunnel`,
-    /// [`ALPN_PROTOCOLS`] are offered; without, [`ALPN_MESH`] alone. Connect with
+    /// The client's side: TLS 1.3, our certificate, no SNI, no resumption. Connect with
     /// [`TlsGeneration::server_name`].
     #[must_use]
-    pub fn client_config(&self, tunnel: bool) -> Arc<ClientConfig> {
-        Arc::clone(if tunnel { &self.client_tunnel } else { &self.client_mesh })
+    pub fn client_config(&self, offer: Offer) -> Arc<ClientConfig> {
+        Arc::clone(match offer {
+            Offer::Tunnel => &self.client_tunnel,
+            Offer::Single => &self.client_mesh,
+            Offer::Nothing => &self.client_plain,
+        })
     }
 
     /// The name to hand to a TLS client where its interface wants one. It is never sent and never

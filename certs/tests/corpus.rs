@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use common::{DOMAIN, authority, bundle_from_pem, generation_with, handshake, svid};
 use pillion_certs::corpus::{Corpus, Entry, Verdict};
-use pillion_certs::generation::TlsGeneration;
+use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_certs::issue::CertificateAuthority;
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::revocation::RevocationLists;
@@ -75,7 +75,7 @@ fn each_client_gets_its_verdict() {
 fn each_server_gets_its_verdict() {
     judge_all(|entry| {
         let server = common::rude_server_of(entry.chain.clone(), key(entry));
-        let failure = handshake(made().1.client_config(false), server).err()?;
+        let failure = handshake(made().1.client_config(Offer::Single), server).err()?;
         Some(failure.client.as_ref().and_then(refusal_of).unwrap_or_else(|| panic!("{failure:?}")))
     });
 }

@@ -11,7 +11,7 @@
 mod common;
 
 use common::{DOMAIN, authority, bundles, chain, generation, generation_with, handshake, svid};
-use pillion_certs::generation::{ALPN_MESH, OwnState, TlsGeneration};
+use pillion_certs::generation::{ALPN_MESH, Offer, OwnState, TlsGeneration};
 use pillion_certs::issue::{self, CertificateAuthority, Forge};
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::verify::{BundleError, SvidVerifier, TrustBundles, refusal_of};
@@ -39,7 +39,7 @@ fn each_bad_server_is_refused_by_our_client_with_its_own_label() {
     let client = generation(&ca, "/client");
     for bad in issue::bad_svids(&ca, &DOMAIN.parse().unwrap()).unwrap() {
         let server = common::rude_server(&bad.svid);
-        let failure = handshake(client.client_config(false), server).unwrap_err();
+        let failure = handshake(client.client_config(Offer::Single), server).unwrap_err();
         let refusal = failure.client.as_ref().and_then(refusal_of);
         let label = refusal.as_ref().map(PeerRefusal::label);
         assert_eq!(label, Some(bad.expected_label), "{}: {refusal:?}", bad.name);
@@ -61,7 +61,7 @@ fn each_good_certificate_is_taken_and_gives_its_identity() {
         let client = generation_with(&forge.sign(&ca).unwrap(), bundles(&[(DOMAIN, &ca)]));
         for alpn in [true, false] {
             let (at_client, at_server) =
-                handshake(client.client_config(false), server.server_config(alpn))
+                handshake(client.client_config(Offer::Single), server.server_config(alpn))
                     .unwrap_or_else(|failure| panic!("{name}: {failure:?}"));
             let peer = server.verified_peer(at_server.peer_certificates()).unwrap();
             assert_eq!(peer.id().as_str(), id, "{name}");
@@ -110,7 +110,7 @@ fn a_federated_domain_is_verified_by_its_own_bundle() {
     let server = generation_with(&svid(&a, "spiffe://a.example/server"), both());
     let client = generation_with(&svid(&b, "spiffe://b.example/client"), both());
     let (_, at_server) =
-        handshake(client.client_config(false), server.server_config(true)).unwrap();
+        handshake(client.client_config(Offer::Single), server.server_config(true)).unwrap();
     let peer = server.verified_peer(at_server.peer_certificates()).unwrap();
     assert_eq!(peer.id().trust_domain().as_str(), "b.example");
 }
@@ -201,7 +201,7 @@ fn a_leaf_with_one_byte_changed_is_refused() {
 fn two_connections_are_two_full_handshakes() {
     let ca = authority(DOMAIN);
     let (server, client) = (generation(&ca, "/server"), generation(&ca, "/client"));
-    let (server, client) = (server.server_config(true), client.client_config(false));
+    let (server, client) = (server.server_config(true), client.client_config(Offer::Single));
     for _ in 0..2 {
         let (at_client, at_server) = handshake(client.clone(), server.clone()).unwrap();
         assert_eq!(at_client.handshake_kind(), Some(rustls::HandshakeKind::Full));

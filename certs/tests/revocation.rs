@@ -12,7 +12,7 @@ mod common;
 use std::time::Duration;
 
 use common::{DOMAIN, HOUR, authority, bundles, chain, generation_with, handshake, svid};
-use pillion_certs::generation::{OwnState, TlsGeneration};
+use pillion_certs::generation::{Offer, OwnState, TlsGeneration};
 use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::revocation::{CrlError, RevocationLists};
@@ -61,10 +61,10 @@ fn a_revoked_peer_is_refused_in_both_directions_and_named() {
     let ours: TlsGeneration = generation_with(&svid(&ca, &id("/ours")), trusted());
     let theirs = |svid: &Issued| generation_with(svid, bundles(&[(DOMAIN, &ca)]));
     let refused = [
-        handshake(theirs(&stolen).client_config(false), ours.server_config(true))
+        handshake(theirs(&stolen).client_config(Offer::Single), ours.server_config(true))
             .unwrap_err()
             .server,
-        handshake(ours.client_config(false), theirs(&stolen).server_config(true))
+        handshake(ours.client_config(Offer::Single), theirs(&stolen).server_config(true))
             .unwrap_err()
             .client,
     ];
@@ -76,8 +76,8 @@ fn a_revoked_peer_is_refused_in_both_directions_and_named() {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
-    handshake(theirs(&good).client_config(false), ours.server_config(true)).unwrap();
-    handshake(ours.client_config(false), theirs(&good).server_config(true)).unwrap();
+    handshake(theirs(&good).client_config(Offer::Single), ours.server_config(true)).unwrap();
+    handshake(ours.client_config(Offer::Single), theirs(&good).server_config(true)).unwrap();
 }
 
 #[test]

@@ -8,11 +8,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pillion_certs::spiffe::{SpiffeId, TrustDomain};
+use pillion_policy::{Compiled, Diagnostic, Explained, HostTable, InboundConn, MAX_FILE_BYTES};
 use serde_json::json;
-
-use crate::policy::{
-    self, Compiled, Diagnostic, Explained, HostTable, InboundConn, MAX_FILE_BYTES,
-};
 
 /// The file is good, or the connection would be let through.
 pub const EXIT_OK: u8 = 0;
@@ -157,7 +154,7 @@ pub fn execute(tool: &Tool, out: &mut dyn Write, err: &mut dyn Write) -> io::Res
         Tool::Check(args) => check(args, out, err),
         Tool::Explain(args) => explain(args, out, err),
         Tool::Schema => {
-            writeln!(out, "{:#}", policy::json_schema())?;
+            writeln!(out, "{:#}", pillion_policy::json_schema())?;
             Ok(EXIT_OK)
         }
     }
@@ -187,7 +184,7 @@ fn read(path: &Path, err: &mut dyn Write) -> io::Result<Option<String>> {
 fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
     let Some(text) = read(&args.file, err)? else { return Ok(EXIT_USAGE) };
     let name = args.file.display().to_string();
-    let loaded = policy::load(&name, &text, args.trust_domain.as_ref());
+    let loaded = pillion_policy::load(&name, &text, args.trust_domain.as_ref());
     let good = matches!(&loaded, Ok(c) if !args.strict || c.warnings.is_empty());
     if args.output == Output::Json {
         let (found, left_out) = match &loaded {
@@ -243,7 +240,7 @@ impl HostTable for Named {
 fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
     let Some(text) = read(&args.file, err)? else { return Ok(EXIT_USAGE) };
     let name = args.file.display().to_string();
-    let policy = match policy::load(&name, &text, args.trust_domain.as_ref()) {
+    let policy = match pillion_policy::load(&name, &text, args.trust_domain.as_ref()) {
         Ok(compiled) => compiled.policy,
         Err(errors) => {
             writeln!(err, "{errors}")?;

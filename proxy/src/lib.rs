@@ -15,7 +15,6 @@ pub mod lane;
 pub mod live;
 pub mod net;
 pub mod outbound;
-pub mod policy;
 pub mod probe;
 pub mod relay;
 pub mod run;

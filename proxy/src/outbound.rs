@@ -4,17 +4,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_certs::verify::VerifiedPeer;
+use pillion_policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Policy};
 use rustls::pki_types::UnixTime;
 
 use crate::dial::dial;
 use crate::lane::{Key, Lane, Parked};
 use crate::live::{Conn, Shared, Tls};
 use crate::net::{self, Leg, OriginalDst};
-use crate::policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Policy};
 use crate::relay::{self, Ended};
 use crate::telemetry::{CloseReason, Direction};
-use crate::tls;
+use crate::tls::{self, Established, HandshakeError};
 use crate::tunnel::{self, Life, Role};
 use crate::wire::{self, Wire};
 
@@ -226,12 +227,47 @@ async fn connect(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<Leg, 
     })
 }
 
+/// A handshake. A server that refuses our protocols, which means nothing against mTLS with
+/// it, is dialled again and offered none.
+async fn shake_hands(
+    lane: &Lane,
+    conn: &Conn,
+    mut leg: Leg,
+    dst: OriginalDst,
+    tunnel: bool,
+    generation: &TlsGeneration,
+) -> Result<(Leg, Established), CloseReason> {
+    let (shared, without) = (&lane.shared, &lane.without_alpn);
+    let engine = shared.config.tls_engine;
+    let failed = |e: HandshakeError| {
+        shared.metrics.handshake(Direction::Outbound, e.label());
+        conn.set_detail(format!("{}: {e}", e.label()));
+        e.reason()
+    };
+    if !without.contains(dst.0, Instant::now()) {
+        let offer = if tunnel { Offer::Tunnel } else { Offer::Single };
+        match tls::connect(&mut leg, offer, generation, engine).await {
+            Err(HandshakeError::NoProtocol) => {}
+            made => return made.map(|made| (leg, made)).map_err(failed),
+        }
+        shared.metrics.handshake(Direction::Outbound, HandshakeError::NoProtocol.label());
+        without.insert(dst.0, Instant::now());
+        leg = connect(shared, conn, dst).await?;
+    }
+    let made = tls::connect(&mut leg, Offer::Nothing, generation, engine).await;
+    made.map(|made| (leg, made)).map_err(|e| {
+        // Another server may be there by now, and one of ours would know us by the offer alone.
+        without.remove(dst.0);
+        failed(e)
+    })
+}
+
 /// mTLS to the server, whose identity must be one that the destination expects.
 /// There is no fallback to plaintext.
 async fn originate(
     lane: &Rc<Lane>,
     conn: &Rc<Conn>,
-    mut leg: Leg,
+    leg: Leg,
     dst: OriginalDst,
     mut key: Key,
     destination: Arc<Destination>,
@@ -240,22 +276,13 @@ async fn originate(
     let generation = shared.published.usable_tls().ok_or(CloseReason::NoCertificate)?;
     let started = Instant::now();
     let slot = lane.registry.begin_handshake(conn);
-    let engine = shared.config.tls_engine;
-    let handshake = tls::connect(&mut leg, destination.tunnel_reuse(), &generation, engine);
+    let handshake = shake_hands(lane, conn, leg, dst, destination.tunnel_reuse(), &generation);
     let done = tokio::time::timeout(shared.config.timeouts.handshake, handshake).await;
     drop(slot);
-    let made = match done {
-        Err(_) => {
-            shared.metrics.handshake(Direction::Outbound, "timeout");
-            return Err(CloseReason::HandshakeTimeout);
-        }
-        Ok(Err(e)) => {
-            shared.metrics.handshake(Direction::Outbound, e.label());
-            conn.set_detail(format!("{}: {e}", e.label()));
-            return Err(e.reason());
-        }
-        Ok(Ok(made)) => made,
-    };
+    let (leg, made) = done.unwrap_or_else(|_| {
+        shared.metrics.handshake(Direction::Outbound, "timeout");
+        Err(CloseReason::HandshakeTimeout)
+    })?;
     shared.metrics.handshake(Direction::Outbound, "ok");
     shared.metrics.handshake_seconds(Direction::Outbound, started.elapsed().as_secs_f64());
     // The policy may have changed during the handshake: the newest one decides who

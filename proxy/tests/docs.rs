@@ -19,7 +19,6 @@ use std::{fs, iter};
 
 use pillion_proxy::admin::ENDPOINTS;
 use pillion_proxy::config::{AccessLogMode, VARIABLES};
-use pillion_proxy::policy;
 use pillion_proxy::telemetry::{AccessLog, CloseReason, Direction, METRICS, Record};
 use serde_json::Value;
 use tables::{documented, plain, read, root, rows, same};
@@ -248,7 +247,7 @@ fn every_example_policy_loads_without_warnings() {
     assert!(!examples.is_empty());
     for path in examples {
         let name = path.display().to_string();
-        let loaded = policy::load(&name, &fs::read_to_string(&path).unwrap(), None);
+        let loaded = pillion_policy::load(&name, &fs::read_to_string(&path).unwrap(), None);
         assert_eq!(loaded.unwrap_or_else(|errors| panic!("{errors}")).warnings, [], "{name}");
     }
 }

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use ends::{generations, leg, pair, runtime, shake_hands};
-use pillion_certs::generation::TlsGeneration;
+use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_proxy::buffers::Buffers;
 use pillion_proxy::config::TlsEngine;
 use pillion_proxy::relay::{self, Limits};
@@ -30,7 +30,7 @@ fn a_key_update_after_our_end_does_no_harm() {
         let [client, server] = generations();
         let (arrived, next) = mpsc::channel();
         let peer = thread::spawn(move || {
-            let config = client.client_config(false);
+            let config = client.client_config(Offer::Single);
             let tls = ClientConnection::new(config, TlsGeneration::server_name()).unwrap();
             let mut stream = StreamOwned::new(tls, other);
             assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "the app has ended its stream");

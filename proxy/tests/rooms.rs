@@ -20,7 +20,6 @@ const FLOORS: &[&[&str]] = &[
     &["tls"],
     &["detect", "dial"],
     &["live"],
-    &["policy"],
     &["admin", "telemetry"],
     &["net"],
     &["config", "buffers", "tunnel"],

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 
-use pillion_certs::generation::TlsGeneration;
+use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_certs::load::{IdentityFiles, KeyExchange, SvidSource, load};
 use rustls::pki_types::UnixTime;
 use rustls::{ClientConnection, Connection, ServerConnection};
@@ -79,7 +79,20 @@ impl TlsPeer {
     /// # Errors
     /// The handshake fails.
     pub fn client(socket: TcpStream, identity: &TlsGeneration) -> Result<Self, Failure> {
-        let tls = ClientConnection::new(identity.client_config(true), TlsGeneration::server_name());
+        Self::client_that_offers(socket, identity, Offer::Tunnel)
+    }
+
+    /// The same with another offer.
+    ///
+    /// # Errors
+    /// The handshake fails.
+    pub fn client_that_offers(
+        socket: TcpStream,
+        identity: &TlsGeneration,
+        offer: Offer,
+    ) -> Result<Self, Failure> {
+        let tls =
+            ClientConnection::new(identity.client_config(offer), TlsGeneration::server_name());
         Self::shake_hands(socket, tls.map_err(failed)?.into())
     }
 
@@ -93,7 +106,10 @@ impl TlsPeer {
         identity: &TlsGeneration,
         meanwhile: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
-        let tls = ClientConnection::new(identity.client_config(true), TlsGeneration::server_name());
+        let tls = ClientConnection::new(
+            identity.client_config(Offer::Tunnel),
+            TlsGeneration::server_name(),
+        );
         let mut tls = Connection::from(tls.map_err(failed)?);
         while tls.wants_write() {
             tls.write_tls(&mut socket)?;

@@ -5,10 +5,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::chown;
 
-use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, port, reason};
-use pillion_testbed::stream::exchange;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pillion_testbed::labels::{
+    CLIENT, SERVER, STRANGER, TRUST_DOMAIN, direction, field, init, metric, port, reason,
+};
+use pillion_testbed::stream::{ask, exchange};
 use pillion_testbed::{
-    Failure, MeshOptions, Pod, Process, Sidecar, Testbed, accept, complete, policy, run,
+    Failure, MeshOptions, Pod, Process, Sidecar, Testbed, accept, complete, policy, run, untouched,
 };
 use serde_json::{Value, json};
 
@@ -17,30 +21,54 @@ const APP: u16 = 8080;
 /// The user that the redirect rules let pass.
 const PROXY_USER: u32 = 1337;
 
-/// What Envoy offers or accepts by ALPN: what Istio's sidecars say, or nothing.
-const PROTOCOLS: [&[&str]; 2] = [&["istio"], &[]];
+/// How Envoy speaks TLS.
+#[derive(Clone, Copy)]
+struct Style {
+    /// What it offers or accepts by ALPN: what Istio's sidecars say, or nothing.
+    protocols: &'static [&'static str],
+    /// Whether its SPIFFE validator checks the peer, or a bundle and the SAN alone.
+    spiffe: bool,
+}
+
+const STYLES: [Style; 3] = [
+    Style { protocols: &["istio"], spiffe: false },
+    Style { protocols: &[], spiffe: false },
+    Style { protocols: &["istio"], spiffe: true },
+];
 
 fn type_url(message: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.{message}")
 }
 
 /// mTLS as `own`, with `peer`.
-fn tls(bed: &Testbed, own: &str, peer: &str, protocols: &[&str]) -> Result<Value, Failure> {
-    let name = format!("envoy-{}", protocols.len());
+fn tls(bed: &Testbed, own: &str, peer: &str, style: Style) -> Result<Value, Failure> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("envoy-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let files = bed.issue(&bed.ca()?, own, &name)?;
     for file in ["tls.crt", "tls.key", "ca.crt"] {
         chown(files.join(file), Some(PROXY_USER), Some(PROXY_USER))?;
     }
     let file = |name: &str| json!({"filename": files.join(name)});
+    let san = json!([{"san_type": "URI", "matcher": {"exact": peer}}]);
+    let validation = if style.spiffe {
+        let url = type_url("transport_sockets.tls.v3.SPIFFECertValidatorConfig");
+        let domains = json!([{"name": TRUST_DOMAIN, "trust_bundle": file("ca.crt")}]);
+        json!({
+            "match_typed_subject_alt_names": san,
+            "custom_validator_config": {
+                "name": "envoy.tls.cert_validator.spiffe",
+                "typed_config": {"@type": url, "trust_domains": domains},
+            },
+        })
+    } else {
+        json!({"match_typed_subject_alt_names": san, "trusted_ca": file("ca.crt")})
+    };
     Ok(json!({
-        "alpn_protocols": protocols,
+        "alpn_protocols": style.protocols,
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_3",
                        "tls_maximum_protocol_version": "TLSv1_3"},
         "tls_certificates": [{"certificate_chain": file("tls.crt"), "private_key": file("tls.key")}],
-        "validation_context": {
-            "trusted_ca": file("ca.crt"),
-            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": peer}}],
-        },
+        "validation_context": validation,
     }))
 }
 
@@ -134,12 +162,12 @@ fn served(client: &Pod, server: &Pod, sidecar: &Sidecar, way: &str) -> Result<()
 #[test]
 fn envoy_serves_a_client_with_a_sidecar() {
     run("envoy-server", |bed| {
-        for (number, protocols) in (0..).zip(PROTOCOLS) {
+        for (number, style) in (0..).zip(STYLES) {
             let (server, client) =
                 (bed.pod(&format!("srv{number}"))?, bed.pod(&format!("cli{number}"))?);
             let context = json!({
                 "require_client_certificate": true,
-                "common_tls_context": tls(bed, SERVER, CLIENT, protocols)?,
+                "common_tls_context": tls(bed, SERVER, CLIENT, style)?,
             });
             let source = json!({"source_address": {"address": "127.0.0.6", "port_value": 0}});
             let cluster = json!({"upstream_bind_config": source});
@@ -157,15 +185,44 @@ fn envoy_serves_a_client_with_a_sidecar() {
 #[test]
 fn envoy_calls_a_server_with_a_sidecar() {
     run("envoy-client", |bed| {
-        for (number, protocols) in (0..).zip(PROTOCOLS) {
+        for (number, style) in (0..).zip(STYLES) {
             let (server, client) =
                 (bed.pod(&format!("srv{number}"))?, bed.pod(&format!("cli{number}"))?);
             let callee = server.mesh(bed, MeshOptions::new(policy::serve(&[CLIENT]), SERVER))?;
-            let context = json!({"common_tls_context": tls(bed, CLIENT, SERVER, protocols)?});
+            let context = json!({"common_tls_context": tls(bed, CLIENT, SERVER, style)?});
             let cluster = json!({"transport_socket": transport("UpstreamTlsContext", context)});
             let config = bootstrap(port::OUTBOUND, None, cluster);
             let _envoy = start(&client, port::OUTBOUND, &config)?;
             served(&client, &server, &callee, direction::INBOUND)?;
+        }
+        Ok(())
+    });
+}
+
+/// The same Envoys, as somebody whom the other side doesn't want.
+#[test]
+fn envoy_with_another_identity_is_refused_and_refuses_ours() {
+    run("envoy-stranger", |bed| {
+        for (number, style) in (0..).zip(STYLES) {
+            let (server, client) =
+                (bed.pod(&format!("srv{number}"))?, bed.pod(&format!("cli{number}"))?);
+            let callee = server.mesh(bed, MeshOptions::new(policy::serve(&[CLIENT]), SERVER))?;
+            let listener = server.listen(SocketAddr::new(server.v4(), APP))?;
+            // A stranger calls; then a client that wants somebody else than our server.
+            for (own, peer, why) in
+                [(STRANGER, SERVER, reason::DENIED), (CLIENT, STRANGER, reason::HANDSHAKE_FAILED)]
+            {
+                let context = json!({"common_tls_context": tls(bed, own, peer, style)?});
+                let cluster = json!({"transport_socket": transport("UpstreamTlsContext", context)});
+                let envoy =
+                    start(&client, port::OUTBOUND, &bootstrap(port::OUTBOUND, None, cluster))?;
+                let outcome = ask(&client, listener.local_addr()?, b"let me in\n")?;
+                assert!(outcome.is_turned_away(), "{own} to {peer}: {outcome:?}");
+                callee.wait_logs(why, 1, |line| line.is(direction::INBOUND, why))?;
+                untouched(&listener)?;
+                drop(envoy);
+                complete(client.init()?.arg(init::CLEANUP))?;
+            }
         }
         Ok(())
     });

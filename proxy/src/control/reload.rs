@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use pillion_certs::reload::{Outcome, Reloader};
 use pillion_certs::spiffe::TrustDomain;
 use pillion_certs::watch::{ContentHash, DirWatch, content_hash};
+use pillion_policy::Compiled;
 use rustls::pki_types::UnixTime;
 use tokio::sync::Notify;
 
 use crate::live::Shared;
-use crate::policy::{self, Compiled};
 
 use super::Workers;
 use super::expiry::{self, Expiry};
@@ -206,11 +206,11 @@ fn read_text(path: &Path) -> Result<String, String> {
     if !metadata.is_file() {
         return Err(at(&"not a regular file"));
     }
-    if metadata.len() > policy::MAX_FILE_BYTES as u64 {
+    if metadata.len() > pillion_policy::MAX_FILE_BYTES as u64 {
         return Err(at(&format!(
             "{} bytes; the most is {}",
             metadata.len(),
-            policy::MAX_FILE_BYTES
+            pillion_policy::MAX_FILE_BYTES
         )));
     }
     let bytes = std::fs::read(path).map_err(|e| at(&e))?;
@@ -219,7 +219,7 @@ fn read_text(path: &Path) -> Result<String, String> {
 
 /// A file that the compiler can't bear must not take a running pod down.
 fn compile(name: &str, text: &str, own: Option<&TrustDomain>) -> Result<Compiled, String> {
-    std::panic::catch_unwind(|| policy::load(name, text, own).map_err(|e| e.to_string()))
+    std::panic::catch_unwind(|| pillion_policy::load(name, text, own).map_err(|e| e.to_string()))
         .unwrap_or_else(|_| Err(format!("{name}: reading it panicked; please report the file")))
 }
 

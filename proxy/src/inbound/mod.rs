@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use pillion_certs::generation::TlsGeneration;
 use pillion_certs::verify::VerifiedPeer;
+use pillion_policy::{AppAddress, InboundConn, Mode, Policy};
 use tokio::io::AsyncReadExt;
 
 use crate::detect::{self, Hello, MAX_HELLO};
@@ -13,7 +14,6 @@ use crate::dial::dial;
 use crate::lane::Lane;
 use crate::live::{Conn, Guard, Shared, Tls};
 use crate::net::{self, Leg, OriginalDst};
-use crate::policy::{AppAddress, InboundConn, Mode, Policy};
 use crate::probe;
 use crate::relay::{self, Ended, Limits};
 use crate::telemetry::{CloseReason, Direction};

@@ -2,6 +2,7 @@
 //! another thread but what is behind [`Shared`].
 
 mod tunnels;
+mod without_alpn;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::live::{Conn, Registry, Shared};
 use crate::relay::{Limits, Pipes};
 
 pub use tunnels::{Key, Parked, Tunnels};
+pub use without_alpn::WithoutAlpn;
 
 /// A worker's own.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub struct Lane {
     pub pipes: Rc<Pipes>,
     /// Idle tunnels to servers.
     pub tunnels: Tunnels,
+    /// Servers to which no protocol is offered.
+    pub without_alpn: WithoutAlpn,
     /// Counts up whenever idle tunnels of clients should go away.
     retired: watch::Sender<u64>,
 }
@@ -42,6 +46,7 @@ impl Lane {
             buffers: Buffers::new(),
             pipes: Pipes::new(),
             tunnels: Tunnels::new(Arc::clone(&shared), seed),
+            without_alpn: WithoutAlpn::default(),
             retired: watch::Sender::new(0),
             shared,
         })

@@ -11,9 +11,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use pillion_certs::generation::TlsGeneration;
 use pillion_certs::verify::VerifiedPeer;
+use pillion_policy::Policy;
 
 use crate::live::Shared;
-use crate::policy::Policy;
 use crate::tunnel::{Life, Limits, Pool};
 use crate::wire::Wire;
 

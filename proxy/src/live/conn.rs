@@ -8,11 +8,11 @@ use pillion_certs::generation::TlsGeneration;
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::spiffe::SpiffeId;
 use pillion_certs::verify::VerifiedPeer;
+use pillion_policy::{InboundConn, Mode, OutboundDecision, Policy, Shadow};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::net::{ClientAddr, OriginalDst};
-use crate::policy::{InboundConn, Mode, OutboundDecision, Policy, Shadow};
 use crate::telemetry::{ByteCounters, CloseReason, Direction, Record};
 
 use super::{AsOpened, HostAddresses};

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pillion_certs::generation::{OwnState, TlsGeneration};
+use pillion_policy::{HostTable, Policy, Shadow};
 use rustls::pki_types::UnixTime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
-use crate::policy::{HostTable, Policy, Shadow};
 use crate::telemetry::{AccessLog, CloseReason, LogLimiter, Metrics};
 
 use super::Conn;

@@ -4,13 +4,15 @@
 mod leg;
 mod listen;
 mod original_dst;
+mod sockaddr;
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use leg::{Leg, set_options};
 pub use listen::{Acceptor, bind, bind_shared, is_absent_family};
 pub use original_dst::{OriginalDstError, original_dst};
+pub use sockaddr::canonical;
 
 /// Source address of connections that the inbound proxy opens to the app: the
 /// redirect rules let it pass, so that it is not captured again.
@@ -35,19 +37,6 @@ impl fmt::Display for ClientAddr {
 impl fmt::Display for OriginalDst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
-    }
-}
-
-/// Makes an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2) plain IPv4. This is the
-/// one place where that happens: every address is canonical from here on. A
-/// link-local address keeps its zone, because it can't be dialled without.
-pub fn canonical(addr: SocketAddr) -> SocketAddr {
-    match addr {
-        SocketAddr::V4(_) => addr,
-        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
-            Some(v4) => SocketAddr::new(IpAddr::V4(v4), v6.port()),
-            None => SocketAddr::V6(SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id())),
-        },
     }
 }
 
@@ -77,15 +66,6 @@ pub fn local_addresses() -> std::io::Result<Vec<IpAddr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mapped_addresses_become_plain_and_zones_stay() {
-        let canon = |s: &str| canonical(s.parse().unwrap()).to_string();
-        assert_eq!(canon("[::ffff:10.0.0.1]:80"), "10.0.0.1:80");
-        assert_eq!(canon("10.0.0.1:80"), "10.0.0.1:80");
-        assert_eq!(canon("[::10.0.0.1]:80"), "[::a00:1]:80");
-        assert_eq!(canon("[fe80::1%3]:80"), "[fe80::1%3]:80");
-    }
 
     #[test]
     fn loopback_is_among_the_local_addresses() {

@@ -1,11 +1,10 @@
 //! The destination that a redirected connection was meant for.
 
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
-
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::TcpStream;
 
-use super::{OriginalDst, canonical};
+use super::OriginalDst;
+use super::sockaddr::{canonical, from_v4, from_v6};
 
 /// The kernel could not tell the original destination: conntrack has no entry
 /// (its table is full, or the connection was never redirected and is not
@@ -26,18 +25,10 @@ pub fn original_dst(stream: &TcpStream) -> Result<OriginalDst, OriginalDstError>
     let local = stream.local_addr().map_err(|_| OriginalDstError(nix::errno::Errno::ENOTCONN))?;
     let dst = if canonical(local).is_ipv4() {
         let raw = getsockopt(stream, sockopt::OriginalDst).map_err(OriginalDstError)?;
-        SocketAddr::V4(SocketAddrV4::new(
-            u32::from_be(raw.sin_addr.s_addr).into(),
-            u16::from_be(raw.sin_port),
-        ))
+        from_v4(&raw)
     } else {
         let raw = getsockopt(stream, sockopt::Ip6tOriginalDst).map_err(OriginalDstError)?;
-        SocketAddr::V6(SocketAddrV6::new(
-            raw.sin6_addr.s6_addr.into(),
-            u16::from_be(raw.sin6_port),
-            0,
-            raw.sin6_scope_id,
-        ))
+        from_v6(&raw)
     };
-    Ok(OriginalDst(canonical(dst)))
+    Ok(OriginalDst(dst))
 }

@@ -6,7 +6,7 @@
 
 use std::ops::RangeInclusive;
 
-use pillion_certs::generation::{ALPN_TUNNEL, TlsGeneration};
+use pillion_certs::generation::{ALPN_TUNNEL, Offer, TlsGeneration};
 use pillion_certs::verify::VerifiedPeer;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::CertificateDer;
@@ -60,18 +60,18 @@ pub async fn accept(
     Box::pin(shake_hands(leg, tls, seen, generation, engine)).await
 }
 
-/// Originates TLS over a connection that was just opened, and offers a `tunnel` or not.
+/// Originates TLS over a connection that was just opened.
 ///
 /// # Errors
 /// The server has got its alert by then, and will get a FIN.
 pub async fn connect(
     leg: &mut Leg,
-    tunnel: bool,
+    offer: Offer,
     generation: &TlsGeneration,
     engine: TlsEngine,
 ) -> Result<Established, HandshakeError> {
     // SPIFFE peers are known by their id alone: no name is sent and none is checked.
-    let config = generation.client_config(tunnel);
+    let config = generation.client_config(offer);
     let tls = UnbufferedClientConnection::new(config, TlsGeneration::server_name())?;
     Box::pin(shake_hands(leg, tls, Vec::new(), generation, engine)).await
 }

@@ -16,6 +16,7 @@ use std::io;
 use pillion_certs::generation::{ALPN_MESH, ALPN_TUNNEL};
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::verify::refusal_of;
+use rustls::AlertDescription;
 
 use crate::telemetry::CloseReason;
 
@@ -31,6 +32,10 @@ pub enum HandshakeError {
     /// The peer's certificate breaks a rule.
     #[error("{0}")]
     Refused(PeerRefusal),
+    /// The server knows none of the protocols that were offered by ALPN, and says so instead of
+    /// leaving the offer unanswered (RFC 7301, 3.2).
+    #[error("the server takes none of our ALPN protocols")]
+    NoProtocol,
     /// Anything else: the peer's alert, a protocol error, a lost connection.
     #[error("{0}")]
     Failed(String),
@@ -41,6 +46,7 @@ impl HandshakeError {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.label(),
+            Self::NoProtocol => "no_protocol",
             Self::Failed(_) => "failed",
         }
     }
@@ -49,7 +55,7 @@ impl HandshakeError {
     pub fn reason(&self) -> CloseReason {
         match self {
             Self::Refused(_) => CloseReason::CertificateRefused,
-            Self::Failed(_) => CloseReason::HandshakeFailed,
+            Self::NoProtocol | Self::Failed(_) => CloseReason::HandshakeFailed,
         }
     }
 }
@@ -58,6 +64,9 @@ impl From<rustls::Error> for HandshakeError {
     fn from(e: rustls::Error) -> Self {
         match refusal_of(&e) {
             Some(refusal) => Self::Refused(refusal),
+            None if e == rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
+                Self::NoProtocol
+            }
             None => Self::Failed(e.to_string()),
         }
     }

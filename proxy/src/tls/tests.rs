@@ -5,7 +5,7 @@ pub(super) mod twins;
 
 use std::time::Duration;
 
-use pillion_certs::generation::{KeyExchange, TlsGeneration};
+use pillion_certs::generation::{KeyExchange, Offer, TlsGeneration};
 use pillion_certs::issue::{issue, make_ca};
 use pillion_certs::spiffe::SpiffeId;
 use pillion_certs::verify::TrustBundles;
@@ -53,7 +53,7 @@ async fn established(client: TlsEngine, server: TlsEngine) -> (Established, Esta
     let [ours, theirs] = generations();
     let (mut one, mut other) = legs().await;
     let (client, server) = tokio::join!(
-        connect(&mut one, true, &ours, client),
+        connect(&mut one, Offer::Tunnel, &ours, client),
         accept(&mut other, Vec::new(), true, &theirs, server),
     );
     (client.unwrap(), server.unwrap())
@@ -128,7 +128,7 @@ async fn a_flipped_bit_is_refused_with_an_alert() {
         let alert = std::mem::take(s.session.outgoing());
         assert_eq!(
             open(&mut c.session, alert).unwrap_err(),
-            rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac)
+            rustls::Error::AlertReceived(AlertDescription::BadRecordMac)
         );
     }
 }

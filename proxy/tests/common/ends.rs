@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use pillion_certs::generation::{KeyExchange, TlsGeneration};
+use pillion_certs::generation::{KeyExchange, Offer, TlsGeneration};
 use pillion_certs::issue::{issue, make_ca};
 use pillion_certs::spiffe::SpiffeId;
 use pillion_certs::verify::TrustBundles;
@@ -85,7 +85,10 @@ pub(crate) async fn shake_hands(
     engine: TlsEngine,
 ) -> Established {
     let made = match role {
-        Role::Client => tls::connect(leg, tunnel, generation, engine).await,
+        Role::Client => {
+            let offer = if tunnel { Offer::Tunnel } else { Offer::Single };
+            tls::connect(leg, offer, generation, engine).await
+        }
         Role::Server => tls::accept(leg, vec![], true, generation, engine).await,
     };
     let made = made.unwrap();

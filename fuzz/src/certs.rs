@@ -1,0 +1,169 @@
+//! Certificates: nothing is accepted but what the authority signed, and no file breaks the loader.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use pillion_certs::inspect::inspect;
+use pillion_certs::load::{IdentityFiles, KeyExchange, LoadError, SvidSource, load};
+use pillion_certs::refusal::PeerRefusal;
+use pillion_certs::revocation::RevocationLists;
+use pillion_certs::verify::{SvidVerifier, TrustBundles};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+
+const CA: &str = include_str!("../seeds/ca.crt");
+const LEAF: &str = include_str!("../seeds/leaf.crt");
+const KEY: &str = include_str!("../seeds/leaf.key");
+/// Chains that were issued and keep every rule, as the targets' input has them.
+const GOOD: [&[u8]; 2] =
+    [include_bytes!("../corpus/svid/good"), include_bytes!("../corpus/svid/names")];
+
+/// A list of the authority that names the first of these leaves, in DER.
+const REVOKING: &[u8] = include_bytes!("../corpus/crl/revokes.der");
+
+/// A moment within the validity of all seeds, which is that of a day long past.
+static NOW: LazyLock<UnixTime> = LazyLock::new(|| {
+    let ca = CertificateDer::from_pem_slice(CA.as_bytes()).expect("the seed is PEM");
+    let (_, ca) = X509Certificate::from_der(&ca).expect("the seed is a certificate");
+    let from = u64::try_from(ca.validity().not_before.timestamp()).expect("after 1970");
+    UnixTime::since_unix_epoch(Duration::from_secs(from + 600))
+});
+
+fn bundles() -> TrustBundles {
+    let mut bundles = TrustBundles::new();
+    let ca = CertificateDer::from_pem_slice(CA.as_bytes()).expect("the seed is PEM");
+    bundles.add("fuzz.example".parse().expect("a domain"), &[ca]).expect("the seed is a CA");
+    bundles
+}
+
+static VERIFIER: LazyLock<SvidVerifier> = LazyLock::new(|| SvidVerifier::new(bundles()));
+
+/// What the authority signed of each good leaf.
+static SIGNED: LazyLock<HashSet<Vec<u8>>> =
+    LazyLock::new(|| GOOD.iter().map(|chain| signed(&split(chain)[0])).collect());
+
+fn signed(leaf: &CertificateDer<'_>) -> Vec<u8> {
+    let (_, leaf) = X509Certificate::from_der(leaf).expect("an accepted leaf parses");
+    leaf.tbs_certificate.as_ref().to_vec()
+}
+
+/// A chain: each certificate has its length, two bytes, before it.
+pub fn split(mut input: &[u8]) -> Vec<CertificateDer<'_>> {
+    let mut chain = Vec::new();
+    while let Some((length, rest)) = input.split_first_chunk::<2>() {
+        let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());
+        chain.push(CertificateDer::from(&rest[..length]));
+        input = &rest[length..];
+    }
+    chain
+}
+
+/// A peer's chain. Whoever is accepted shows a leaf that was signed as it is.
+pub fn check_chain(input: &[u8]) {
+    let chain = split(input);
+    let verdict = VERIFIER.verify(&chain, *NOW);
+    match &verdict {
+        Ok(peer) => {
+            assert!(SIGNED.contains(&signed(&chain[0])), "a forged leaf: {peer:?}");
+            assert_eq!(peer.id().trust_domain().as_str(), "fuzz.example");
+            assert!(peer.is_valid_at(*NOW) && peer.chain() == chain);
+        }
+        Err(refusal) => {
+            assert!(PeerRefusal::ALL_LABELS.contains(&refusal.label()));
+            assert!(refusal.to_string().chars().all(|c| !c.is_control()), "{refusal}");
+        }
+    }
+    let again = VERIFIER.verified_peer(Some(&chain), *NOW);
+    assert_eq!(again.is_ok(), verdict.is_ok(), "what is remembered is what was found");
+}
+
+/// A text for people: PEM is looked at, with an authority to check by or without.
+pub fn check_pem(input: &[u8]) {
+    let plain = inspect(input, None, None, *NOW);
+    let checked = inspect(input, Some(CA.as_bytes()), None, *NOW);
+    assert!(!checked.is_good() || plain.is_good(), "an authority mends nothing");
+    // As the authorities too, whatever they are.
+    let _ = inspect(LEAF.as_bytes(), Some(input), None, *NOW);
+}
+
+/// Revocation lists. What a list takes away, the authority has signed; and one that it has signed
+/// takes away what it names.
+pub fn check_lists(input: &[u8]) {
+    let Ok(lists) = RevocationLists::from_file(input) else { return };
+    let count = lists.len();
+    assert!(count >= 1 && lists.lifetimes().count() == count);
+    let verifier = SvidVerifier::new(bundles().with_revocation_lists(lists));
+    let leaf = split(GOOD[0]);
+    let verdict = verifier.verify(&leaf, *NOW);
+    let label = verdict.as_ref().err().map(PeerRefusal::label);
+    match label {
+        None => assert_ne!(input, REVOKING, "a list that names the leaf leaves it alone"),
+        Some("revoked") => {
+            let signed = |der: &[u8]| {
+                CertificateRevocationList::from_der(der)
+                    .is_ok_and(|(_, list)| list.tbs_cert_list.as_ref() == signed_list(REVOKING))
+            };
+            let pems = CertificateRevocationListDer::pem_slice_iter(input);
+            let any = signed(input) || pems.flatten().any(|der| signed(&der));
+            assert!(any, "a forged list revokes");
+        }
+        Some(other) => assert!(["crl_invalid", "crl_expired"].contains(&other), "{other}"),
+    }
+    if let Ok(peer) = VERIFIER.verify(&leaf, *NOW) {
+        let later = verifier.revocation_of(&peer).map(|refusal| refusal.label());
+        assert_eq!(later == Some("revoked"), label == Some("revoked"), "{later:?} and {label:?}");
+    }
+    let _ = inspect(LEAF.as_bytes(), Some(CA.as_bytes()), Some(input), *NOW);
+}
+
+fn signed_list(der: &[u8]) -> Vec<u8> {
+    let (_, list) = CertificateRevocationList::from_der(der).expect("the seed is a list");
+    list.tbs_cert_list.as_ref().to_vec()
+}
+
+static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let memory = PathBuf::from("/dev/shm");
+    let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    let directory = base.join(format!("pillion-fuzz-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory for the files");
+    directory
+});
+
+/// A file of an identity; the others are good. The first byte says which it is.
+pub fn check_file(input: &[u8]) {
+    let Some((which, content)) = input.split_first() else { return };
+    let files = [("tls.crt", LEAF), ("tls.key", KEY), ("ca.crt", CA), ("both.pem", "")];
+    let which = usize::from(*which) % files.len();
+    for (number, (name, good)) in files.iter().enumerate() {
+        let content = if number == which { content } else { good.as_bytes() };
+        std::fs::write(DIRECTORY.join(name), content).expect("a file is written");
+    }
+    let file = |name: &str| DIRECTORY.join(name);
+    let svid = if which == 3 {
+        SvidSource::Bundle { file: file("both.pem") }
+    } else {
+        SvidSource::Files { cert: file("tls.crt"), key: file("tls.key") }
+    };
+    let files = IdentityFiles {
+        svid,
+        ca: file("ca.crt"),
+        crl: None,
+        trust_bundles_dir: None,
+        trust_domain: None,
+        key_exchange: KeyExchange::Auto,
+    };
+    match load(&files, *NOW) {
+        // Our own leaf is taken as the file has it, signed or not: peers judge it.
+        Ok(generation) => {
+            let own = generation.trust_domain().as_str();
+            assert!(own == "fuzz.example" || matches!(which, 0 | 3), "{own}");
+        }
+        Err(error) => {
+            assert!(LoadError::ALL_LABELS.contains(&error.label()));
+            assert!(!error.to_string().contains("PRIVATE KEY-----\n"), "a key in a message");
+        }
+    }
+}
