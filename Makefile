@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e churn bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz fuzz-brief clean
+.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz fuzz-brief clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,11 @@ churn: setup ## two pods, everything changes and nothing may fail, for MINUTES=1
 	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
 	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_CHURN_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
 	  scripts/e2e churn --nocapture
+
+reloads: setup ## certificates replaced 1,000 times, 100 of them torn, at 200 new connections a second; needs root
+	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
+	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_RELOADS=$(or $(RELOADS),1000) \
+	  scripts/e2e rotation --nocapture
 
 # What is measured is what is shipped: static, and built by itself, since beside the load generator
 # the proxy would get that one's features of tokio.

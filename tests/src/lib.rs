@@ -17,6 +17,7 @@ mod exec;
 pub mod forge;
 mod http;
 pub mod labels;
+pub mod load;
 mod logs;
 mod metrics;
 mod namespace;

@@ -8,12 +8,13 @@ use std::time::Duration;
 use crate::Failure;
 
 /// Every variable that the testbed reads: the proxy would warn of those it does not know.
-const VARIABLES: [&str; 6] = [
+const VARIABLES: [&str; 7] = [
     "PILLION_BIN_DIR",
     "PILLION_TEST_IPV6",
     "PILLION_TEST_BULK_MIB",
     "PILLION_TEST_TLS_ENGINE",
     "PILLION_TEST_CHURN_SECONDS",
+    "PILLION_TEST_RELOADS",
     "PILLION_TEST_ENVOY",
 ];
 
@@ -25,6 +26,7 @@ pub struct Settings {
     bulk_bytes: u64,
     tls_engine: Option<String>,
     churn: Duration,
+    reloads: u32,
     envoy: PathBuf,
 }
 
@@ -39,7 +41,8 @@ impl Settings {
     /// `deps` directory), `PILLION_TEST_IPV6=off` (the whole suite runs in pods without IPv6),
     /// `PILLION_TEST_BULK_MIB` (the size of a bulk transfer; 1024 by default),
     /// `PILLION_TEST_TLS_ENGINE` (`PILLION_TLS_ENGINE` of every sidecar; the proxy's default if it
-    /// is not set), `PILLION_TEST_CHURN_SECONDS` (how long the churn goes on; 20 by default) and
+    /// is not set), `PILLION_TEST_CHURN_SECONDS` (how long the churn goes on; 20 by default),
+    /// `PILLION_TEST_RELOADS` (how often certificates are replaced under load; 100 by default) and
     /// `PILLION_TEST_ENVOY` (Envoy's binary; by default where `scripts/bench-setup` puts it).
     ///
     /// # Errors
@@ -57,6 +60,7 @@ impl Settings {
         };
         let mebibytes = number("PILLION_TEST_BULK_MIB", 1024, "mebibytes, 1 up")?;
         let churn = number("PILLION_TEST_CHURN_SECONDS", 20, "seconds, 1 up")?;
+        let reloads = number("PILLION_TEST_RELOADS", 100, "reloads, 1 up")?;
         let tls_engine = match variable("PILLION_TEST_TLS_ENGINE") {
             None => None,
             Some(value) if value == "records" || value == "rustls" => value.into_string().ok(),
@@ -74,6 +78,7 @@ impl Settings {
             bulk_bytes: u64::from(mebibytes) << 20,
             tls_engine,
             churn: Duration::from_secs(churn.into()),
+            reloads,
             envoy,
         })
     }
@@ -115,6 +120,12 @@ impl Settings {
     #[must_use]
     pub fn churn(&self) -> Duration {
         self.churn
+    }
+
+    /// How often certificates are replaced under load; every tenth time they are torn.
+    #[must_use]
+    pub fn reloads(&self) -> u32 {
+        self.reloads
     }
 
     /// Envoy's binary.

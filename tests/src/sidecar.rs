@@ -363,10 +363,40 @@ impl Sidecar {
     /// # Errors
     /// `pillion-certs` fails, or the files cannot be written.
     pub fn issue(&mut self, bed: &Testbed) -> Result<(), Failure> {
-        self.generation = self.generation.saturating_add(1);
-        let name = format!("{}-issued.{}", self.pod.name(), self.generation);
+        let name = format!("{}-issued.{}", self.pod.name(), self.generation.saturating_add(1));
         let from = bed.issue(&bed.ca()?, &self.options.identity, &name)?;
-        publish_certificates(&self.pod, &from, self.generation)
+        self.publish(&from)
+    }
+
+    /// Replaces the certificates, in one step, by those in a directory that has `tls.crt`,
+    /// `tls.key` and `ca.crt`.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn publish(&mut self, from: &Path) -> Result<(), Failure> {
+        self.generation = self.generation.saturating_add(1);
+        publish_certificates(&self.pod, from, self.generation)
+    }
+
+    /// Waits until the certificates have been loaded, or refused, once more than `before` says.
+    ///
+    /// # Errors
+    /// They have not after 10 s.
+    pub fn wait_load(&self, good: bool, before: f64) -> Result<(), Failure> {
+        wait_until("a load of certificates", LIMIT, || {
+            Ok((self.loads(good)? > before + 0.5).then_some(()))
+        })
+    }
+
+    /// How often certificates have been loaded, or refused.
+    ///
+    /// # Errors
+    /// As [`Sidecar::metrics`].
+    pub fn loads(&self, good: bool) -> Result<f64, Failure> {
+        let metrics = self.metrics()?;
+        let ok = metrics.sum(metric::CERTIFICATE_RELOADS, &[("result", "ok")]);
+        let all = metrics.sum(metric::CERTIFICATE_RELOADS, &[]);
+        Ok(if good { ok } else { all - ok })
     }
 
     /// Sends SIGTERM and returns the exit code.

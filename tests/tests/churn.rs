@@ -2,14 +2,13 @@
 //! Not one of them may fail, and nothing may stay behind. It goes on for as long as
 //! `PILLION_TEST_CHURN_SECONDS` says.
 
-use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pillion_testbed::labels::{CLIENT, SERVER, metric, reason};
-use pillion_testbed::{Context, Failure, Pair, Pod, Sidecar, Testbed, let_pass, policy, run};
+use pillion_testbed::load::{ask_echo, echo, joined, recycle_ports};
+use pillion_testbed::{Failure, Pair, Pod, Sidecar, Testbed, let_pass, policy, run};
 
 /// Connections to this port go over tunnels that are used again.
 const REUSED: u16 = 8080;
@@ -40,56 +39,6 @@ fn serve(revision: u32) -> String {
     format!("{}# revision {revision}\n", policy::serve(&[CLIENT]))
 }
 
-/// So many short connections would use up ports and the kernel's table of connections.
-fn recycle_ports(pod: &Pod) -> Result<(), Failure> {
-    pod.enter(|| {
-        for (name, value) in [
-            ("ipv4/tcp_tw_reuse", "1"),
-            ("ipv4/ip_local_port_range", "16000 65000"),
-            ("netfilter/nf_conntrack_tcp_timeout_time_wait", "5"),
-        ] {
-            fs::write(format!("/proc/sys/net/{name}"), value).context(|| name)?;
-        }
-        Ok(())
-    })
-}
-
-/// An app that sends back what it gets, once it has got it all.
-fn echo(listener: &TcpListener, done: &AtomicBool) -> Result<(), Failure> {
-    while !done.load(Ordering::Relaxed) {
-        match listener.accept() {
-            Ok((mut stream, _)) => {
-                stream.set_nonblocking(false)?;
-                let mut bytes = Vec::new();
-                stream.read_to_end(&mut bytes).context(|| "the app reads")?;
-                stream.write_all(&bytes).context(|| "the app writes")?;
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let_pass(Duration::from_millis(1));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-fn ask(to: SocketAddr, message: &[u8]) -> Result<(), Failure> {
-    let mut stream = TcpStream::connect(to).context(|| format!("connecting to {to}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    stream.write_all(message).context(|| format!("writing to {to}"))?;
-    stream.shutdown(Shutdown::Write).context(|| format!("FIN to {to}"))?;
-    let mut answer = Vec::with_capacity(message.len());
-    stream.read_to_end(&mut answer).context(|| format!("reading from {to}"))?;
-    if answer == message {
-        return Ok(());
-    }
-    Err(Failure::Unexpected(format!("{to}: {} of {} bytes", answer.len(), message.len())))
-}
-
-fn joined(thread: std::thread::ScopedJoinHandle<'_, Result<(), Failure>>) -> Result<(), Failure> {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
 /// Alternates between the ports until told to stop, with messages of several sizes; the first
 /// failure ends it.
 fn churn(
@@ -112,7 +61,7 @@ fn churn(
             };
             let port = if round.is_multiple_of(2) { REUSED } else { FRESH };
             let to = SocketAddr::new(server.v4(), port);
-            ask(to, message.get(..length).unwrap_or(&message))?;
+            ask_echo(to, message.get(..length).unwrap_or(&message))?;
             served.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())

@@ -36,130 +36,116 @@ fn leaf_below(
     Entry::new(name, verdict, &made.good()?.sign(issuer)?)?.through(chain)
 }
 
+type Listed<'a> = (&'static str, Verdict, Change<'a>);
+
 /// One authority between, with one thing about it.
 fn one_between(made: &Authorities) -> Result<Vec<Entry>, IssueError> {
-    use ExtendedKeyUsagePurpose as Eku;
-    let now = OffsetDateTime::now_utc();
-    let hour = Duration::hours(1);
-    let change = |change: fn(&mut CertificateParams)| -> Change<'_> { Box::new(change) };
-    let named = |uris: Vec<String>| -> Change<'_> {
-        let names = uris.into_iter().filter_map(|uri| uri.try_into().ok().map(SanType::URI));
-        Box::new(move |params| params.subject_alt_names = names.collect())
-    };
-    let constrained = |permitted: bool, host: &str| -> Change<'_> {
-        let host = host.to_owned();
-        Box::new(move |params| params.custom_extensions.push(uri_constraint(permitted, &host)))
-    };
-    let domain = made.id("");
-    let list: Vec<(&'static str, Verdict, Change<'_>)> = vec![
-        ("one authority between", Good, change(|_| {})),
-        ("an authority between that names its trust domain", Good, named(vec![domain.clone()])),
-        (
-            "an authority between with both purposes",
-            Good,
-            change(|params| {
-                params.extended_key_usages = vec![Eku::ServerAuth, Eku::ClientAuth];
-            }),
-        ),
-        (
-            "a path length of 0 above a leaf",
-            Good,
-            change(|params| {
-                params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-            }),
-        ),
-        ("an authority between that names a workload", CONSTRAINT, named(vec![made.id("/ca")])),
-        (
-            "an authority between with two URI SANs",
-            CONSTRAINT,
-            named(vec![domain, "spiffe://b.example".to_owned()]),
-        ),
-        (
-            "an authority between without keyCertSign",
-            CONSTRAINT,
-            change(|params| {
-                params.key_usages =
-                    vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
-            }),
-        ),
-        (
-            "an authority between without key usage",
-            CONSTRAINT,
-            change(|params| params.key_usages.clear()),
-        ),
-        (
-            "an authority between that is no CA",
-            CONSTRAINT,
-            change(|params| params.is_ca = IsCa::ExplicitNoCa),
-        ),
-        (
-            "an authority between without basic constraints",
-            CONSTRAINT,
-            change(|params| params.is_ca = IsCa::NoCa),
-        ),
-        (
-            "an authority between for servers alone",
-            CONSTRAINT,
-            change(|params| {
-                params.extended_key_usages = vec![Eku::ServerAuth];
-            }),
-        ),
-        (
-            "an authority between for e-mail",
-            CONSTRAINT,
-            change(|params| {
-                params.extended_key_usages = vec![Eku::EmailProtection];
-            }),
-        ),
-        (
-            "an authority between that has expired",
-            Refused("expired"),
-            Box::new(move |params| {
-                params.not_before = now - hour * 2;
-                params.not_after = now - hour;
-            }),
-        ),
-        (
-            "an authority between that is not valid yet",
-            Refused("not_yet_valid"),
-            Box::new(move |params| {
-                params.not_before = now + hour;
-                params.not_after = now + hour * 2;
-            }),
-        ),
-        // webpki weighs no URI constraint, and refuses what is under one.
-        (
-            "a URI name constraint that permits our domain",
-            CONSTRAINT,
-            constrained(true, made.domain.as_str()),
-        ),
-        (
-            "a URI name constraint that permits another domain",
-            CONSTRAINT,
-            constrained(true, "b.example"),
-        ),
-        (
-            "a URI name constraint that excludes our domain",
-            CONSTRAINT,
-            constrained(false, made.domain.as_str()),
-        ),
-        (
-            "an unknown critical extension of the authority between",
-            Refused("malformed"),
-            change(|params| {
-                let mut unknown =
-                    CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], vec![5, 0]);
-                unknown.set_criticality(true);
-                params.custom_extensions.push(unknown);
-            }),
-        ),
-    ];
+    let mut list = names(made);
+    list.extend(usages());
+    list.extend(dates());
+    list.extend(constraints(made));
     list.into_iter()
         .map(|(name, verdict, change)| {
             let between = authority(name, Some(&made.root), change)?;
             leaf_below(made, name, verdict, &[&between])
         })
         .collect()
+}
+
+fn names(made: &Authorities) -> Vec<Listed<'static>> {
+    let named = |uris: Vec<String>| -> Change<'static> {
+        let names = uris.into_iter().filter_map(|uri| uri.try_into().ok().map(SanType::URI));
+        Box::new(move |params| params.subject_alt_names = names.collect())
+    };
+    let domain = made.id("");
+    vec![
+        ("an authority between that names its trust domain", Good, named(vec![domain.clone()])),
+        ("an authority between that names a workload", CONSTRAINT, named(vec![made.id("/ca")])),
+        (
+            "an authority between with two URI SANs",
+            CONSTRAINT,
+            named(vec![domain, "spiffe://b.example".to_owned()]),
+        ),
+    ]
+}
+
+fn usages() -> Vec<Listed<'static>> {
+    use ExtendedKeyUsagePurpose as Eku;
+    fn purposes(purposes: &'static [Eku]) -> Change<'static> {
+        Box::new(|params| params.extended_key_usages = purposes.to_vec())
+    }
+    fn usages(usages: &'static [KeyUsagePurpose]) -> Change<'static> {
+        Box::new(|params| params.key_usages = usages.to_vec())
+    }
+    fn is_ca(is_ca: IsCa) -> Change<'static> {
+        Box::new(move |params| params.is_ca = is_ca)
+    }
+    let only_leaves = IsCa::Ca(BasicConstraints::Constrained(0));
+    vec![
+        ("one authority between", Good, Box::new(|_| {})),
+        (
+            "an authority between with both purposes",
+            Good,
+            purposes(&[Eku::ServerAuth, Eku::ClientAuth]),
+        ),
+        ("a path length of 0 above a leaf", Good, is_ca(only_leaves)),
+        (
+            "an authority between without keyCertSign",
+            CONSTRAINT,
+            usages(&[KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign]),
+        ),
+        ("an authority between without key usage", CONSTRAINT, usages(&[])),
+        ("an authority between that is no CA", CONSTRAINT, is_ca(IsCa::ExplicitNoCa)),
+        ("an authority between without basic constraints", CONSTRAINT, is_ca(IsCa::NoCa)),
+        ("an authority between for servers alone", CONSTRAINT, purposes(&[Eku::ServerAuth])),
+        ("an authority between for e-mail", CONSTRAINT, purposes(&[Eku::EmailProtection])),
+    ]
+}
+
+fn dates() -> Vec<Listed<'static>> {
+    let valid = |from: i64, until: i64| -> Change<'static> {
+        let now = OffsetDateTime::now_utc();
+        Box::new(move |params| {
+            params.not_before = now + Duration::hours(from);
+            params.not_after = now + Duration::hours(until);
+        })
+    };
+    vec![
+        ("an authority between that has expired", Refused("expired"), valid(-2, -1)),
+        ("an authority between that is not valid yet", Refused("not_yet_valid"), valid(1, 2)),
+    ]
+}
+
+fn constraints(made: &Authorities) -> Vec<Listed<'_>> {
+    let with = |extension: CustomExtension| -> Change<'_> {
+        Box::new(move |params| params.custom_extensions.push(extension))
+    };
+    let own = made.domain.as_str();
+    let mut unknown = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], vec![5, 0]);
+    unknown.set_criticality(true);
+    vec![
+        // webpki weighs no URI constraint, and refuses what is under one.
+        (
+            "a URI name constraint that permits our domain",
+            CONSTRAINT,
+            with(uri_constraint(true, own)),
+        ),
+        (
+            "a URI name constraint that permits another domain",
+            CONSTRAINT,
+            with(uri_constraint(true, "b.example")),
+        ),
+        (
+            "a URI name constraint that excludes our domain",
+            CONSTRAINT,
+            with(uri_constraint(false, own)),
+        ),
+        (
+            "an unknown critical extension of the authority between",
+            Refused("malformed"),
+            with(unknown),
+        ),
+    ]
 }
 
 /// NameConstraints with one subtree of URIs (RFC 5280 §4.2.1.10).
