@@ -11,7 +11,9 @@ use std::fs;
 use std::path::Path;
 
 use clap::Parser;
-use pillion_proxy::cli::{Cli, Command, EXIT_BAD_FILE, EXIT_DENIED, EXIT_OK, EXIT_USAGE, execute};
+use pillion_proxy::cli::{
+    Cli, Command, EXIT_BAD_FILE, EXIT_CHANGED, EXIT_DENIED, EXIT_OK, EXIT_USAGE, execute,
+};
 
 /// Runs a command line; its exit code, standard output and standard error.
 fn run(args: &[&str]) -> (u8, String, String) {
@@ -79,6 +81,111 @@ fn explain_answers_for_both_directions() {
     let without = ["explain", "-f", &file, "--source", "10.0.0.1", "--port", "80"];
     let (code, _, err) = run(&without);
     assert!(code == EXIT_USAGE && err.contains("--trust-domain"), "{err}");
+}
+
+#[test]
+fn diff_tells_who_gets_in_and_out() {
+    let old = example("1-strict-api.yaml");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new.yaml");
+    let new = path.display().to_string();
+    let text = fs::read_to_string(&old).unwrap();
+    let edited = text
+        .replace("shop/frontend", "shop/*")
+        .replace("{9090: {mtls: disable}}", "{9090: {mtls: disable}, 81: {mtls: permissive}}")
+        .replace("[8443]", "[8443, 8444]")
+        .replace("name: prometheus", "name: metrics");
+    assert_ne!(text, edited);
+    fs::write(&path, &edited).unwrap();
+    let common = ["diff", &old, &new, "--trust-domain", "cluster.local"];
+    let (code, out, err) = run(&common);
+    assert_eq!((code, err.as_str()), (EXIT_CHANGED, ""), "{out}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "loosens  mtls of port 81: strict -> permissive: plaintext is now accepted",
+            "loosens  deny -> allow  inbound port 8080 from any address, as \
+             spiffe://cluster.local/ns/shop/sa/* but not \
+             spiffe://cluster.local/ns/shop/sa/frontend (was: deny by default; now: allow by \
+             callers)",
+            "tightens passthrough -> mtls  outbound port 8444 to any address, named \
+             payments.shop.svc.cluster.local (was: passthrough by default; now: mtls by payments)",
+            "1 more: the same verdict by another rule or with another report (--all)",
+        ]
+    );
+    let (_, out, _) = run(&[&common[..], &["--all"]].concat());
+    assert!(
+        out.contains(
+            "changes  inbound port 9090 from 10.244.0.0/16 (was: allow by prometheus; now: allow \
+             by metrics)"
+        ),
+        "{out}"
+    );
+    let (code, out, _) = run(&[&common[..], &["-o", "json"]].concat());
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, EXIT_CHANGED);
+    assert_eq!(report["settings"][0]["ports"], serde_json::json!({"only": [81]}));
+    assert_eq!(report["changes"][0]["effect"], "loosens");
+    assert_eq!(report["changes"][0]["addresses"], serde_json::json!(["0.0.0.0/0", "::/0"]));
+    assert_eq!(report["changes"][0]["was"]["rule"], "default");
+    assert_eq!(report["hidden"], 1);
+
+    let (code, out, _) = run(&["diff", &old, &old, "--trust-domain", "cluster.local"]);
+    assert_eq!((code, out.as_str()), (EXIT_OK, "nothing changes\n"));
+    // A new name alone is no change of what is let through.
+    fs::write(&path, text.replace("name: prometheus", "name: metrics")).unwrap();
+    let (code, out, _) = run(&common);
+    assert!(code == EXIT_OK && out.starts_with("nothing changes\n1 more: the same"), "{out}");
+
+    assert_eq!(run(&["diff", &old, &new]).0, EXIT_USAGE, "no --trust-domain");
+    assert_eq!(run(&["diff", &old, "/nonexistent", "--trust-domain", "d"]).0, EXIT_USAGE);
+    fs::write(&path, "kind: x\n").unwrap();
+    let (code, _, err) = run(&common);
+    assert!(code == EXIT_BAD_FILE && err.contains("new.yaml:1:"), "{err}");
+}
+
+#[test]
+fn diff_says_when_it_has_no_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, rules: usize| {
+        let path = dir.path().join(name);
+        // Each rule with an address and an identity of its own: the classes are the product.
+        let rule = |n: usize| {
+            format!(
+                "  - {{name: r{n}, action: allow, from: [{{ipBlocks: [10.{}.{}.0/24], \
+                 identities: [n{n}/s]}}]}}\n",
+                n / 256,
+                n % 256
+            )
+        };
+        let rules: String = (0..rules).map(rule).collect();
+        let text = format!(
+            "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {{name: t}}\n\
+             inbound:\n  mtls: strict\n  defaultAction: deny\n  rules:\n{rules}\
+             outbound: {{defaultAction: deny}}\n"
+        );
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (old, new) = (write("old", 2000), write("new", 2001));
+    let (code, out, err) = run(&["diff", &old, &new, "--trust-domain", "cluster.local"]);
+    assert_eq!((code, out.as_str()), (EXIT_BAD_FILE, ""));
+    assert!(err.contains("more than 2000000 classes"), "{err}");
+}
+
+#[test]
+fn explain_answers_in_json_too() {
+    let file = example("1-strict-api.yaml");
+    let common = ["explain", "-f", &file, "--trust-domain", "cluster.local", "-o", "json"];
+    let ask = ["--source", "10.244.1.7", "--port", "9090"];
+    let (code, out, _) = run(&[&common[..], &ask].concat());
+    let said: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, EXIT_OK);
+    assert_eq!((&said["verdict"], &said["rule"]), (&"allow".into(), &"prometheus".into()));
+    assert_eq!(said["reported"], serde_json::Value::Null);
+    assert_eq!(said["rules"][1]["decides"], true);
+    assert_eq!(said["rules"][0]["why"], "no: port 9090 is none of its ports");
 }
 
 #[test]

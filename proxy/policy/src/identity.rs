@@ -222,6 +222,11 @@ impl IdentitySet {
         self.exact.iter().chain(&self.wildcards)
     }
 
+    /// The patterns that match somebody.
+    pub(super) fn texts(&self) -> impl Iterator<Item = Arc<str>> {
+        self.iter().filter(|pattern| !pattern.is_relative()).map(|pattern| pattern.text().clone())
+    }
+
     pub(super) fn has_relative(&self) -> bool {
         self.exact.iter().any(Pattern::is_relative)
     }

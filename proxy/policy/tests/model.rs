@@ -15,12 +15,10 @@ use std::net::IpAddr;
 
 use common::reference::{Outcome, Reference, Verdict, in_cidr, is_meant};
 use common::written::{File, Mode, Way};
-use common::{OWN, for_each_seed, pairs, random};
+use common::{Loaded, OWN, for_each_seed, loaded, pairs, random};
 use fastrand::Rng;
 use pillion_certs::spiffe::{SpiffeId, TrustDomain};
-use pillion_policy::{
-    AppAddress, HostTable, InboundConn, Kind, OutboundDecision, Policy, Shadow, load,
-};
+use pillion_policy::{AppAddress, HostTable, InboundConn, OutboundDecision, Policy, Shadow};
 
 /// Connections that each policy is asked about.
 const EACH: u64 = 50;
@@ -38,29 +36,14 @@ struct Case {
     dead: [BTreeSet<String>; 2],
 }
 
-/// Loads a random file without those of its rules that the check refuses: the others' verdicts
-/// must be what they are with them.
+/// Without the rules that the check refuses, the others' verdicts must be what they are with them.
 fn case(seed: u64, random: &mut Rng) -> Case {
     // Now and then as on a command line that doesn't say which domain is ours.
     let own: Option<TrustDomain> = (random.u32(..8) > 0).then(|| OWN.parse().unwrap());
     let whole = random::file(random);
-    let (mut file, mut dead) = (whole.clone(), [BTreeSet::new(), BTreeSet::new()]);
-    loop {
-        let text = file.text();
-        let errors = match load("t", &text, own.as_ref()) {
-            Ok(compiled) => {
-                return Case { seed, own, whole, file, text, policy: compiled.policy, dead };
-            }
-            Err(errors) => errors,
-        };
-        for error in errors.as_slice() {
-            assert_eq!(error.kind, Kind::UnreachableRule, "seed {seed}: {error}\n{text}");
-            let name = error.message.split('"').nth(1).unwrap().to_owned();
-            dead[usize::from(name.starts_with('d'))].insert(name);
-        }
-        file.rules.retain(|rule| !dead[0].contains(&rule.name));
-        file.destinations.retain(|one| !dead[1].contains(&one.name));
-    }
+    let Loaded { file, text, policy, dead } =
+        loaded(whole.clone(), own.as_ref(), &format!("seed {seed}"));
+    Case { seed, own, whole, file, text, policy, dead }
 }
 
 impl Case {

@@ -1,4 +1,7 @@
-//! The command line: `check`, `explain` and `schema` on the code that the proxy itself runs on.
+//! The command line: `check`, `explain`, `diff` and `schema` on the code that the proxy itself runs
+//! on.
+
+mod diff;
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -8,17 +11,24 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pillion_certs::spiffe::{SpiffeId, TrustDomain};
-use pillion_policy::{Compiled, Diagnostic, Explained, HostTable, InboundConn, MAX_FILE_BYTES};
+use pillion_policy::{
+    Compiled, Diagnostic, Explained, HostTable, InboundConn, MAX_FILE_BYTES, Policy,
+};
 use serde_json::json;
 
-/// The file is good, or the connection would be let through.
+pub use diff::DiffArgs;
+
+/// The file is good, the connection would be let through, or nothing changes.
 pub const EXIT_OK: u8 = 0;
-/// The file has errors, or warnings under `--strict`.
+/// The file has errors, or warnings under `--strict`; or two files are too large to compare.
 pub const EXIT_BAD_FILE: u8 = 1;
 /// The command line is wrong, or a file can't be read.
 pub const EXIT_USAGE: u8 = 2;
 /// `explain`: the connection would be refused.
 pub const EXIT_DENIED: u8 = 3;
+
+/// `diff`: something changes.
+pub const EXIT_CHANGED: u8 = 4;
 
 /// What `--help` ends with.
 pub const EXAMPLES: &str = "\
@@ -27,9 +37,12 @@ Examples:
   pillion-proxy check -f policy.yaml --strict       in CI: warnings fail too
   pillion-proxy explain -f policy.yaml --trust-domain cluster.local \\
       --source 10.244.1.7 --identity spiffe://cluster.local/ns/shop/sa/frontend --port 8080
+  pillion-proxy diff policy.yaml new.yaml --trust-domain cluster.local
+                                                    which connections a change lets in or out
   pillion-proxy schema > policy.schema.json         for an editor
 
-Exit codes: 0 good or allowed, 1 the file has errors, 2 usage, 3 explain: denied.";
+Exit codes: 0 good, allowed or unchanged, 1 a file has errors, 2 usage, 3 explain: denied,
+4 diff: something changes.";
 
 /// Transparent mTLS sidecar proxy: without a command it runs; the others look at a policy file.
 #[derive(Debug, Parser)]
@@ -57,6 +70,8 @@ pub enum Tool {
     Check(CheckArgs),
     /// Tell what the policy does with one connection, and why each other rule doesn't decide.
     Explain(ExplainArgs),
+    /// Tell which connections fare otherwise by another policy file.
+    Diff(DiffArgs),
     /// Print the JSON Schema of the policy file.
     Schema,
 }
@@ -115,6 +130,9 @@ pub struct ExplainArgs {
     /// Our own trust domain; needed where the file has `namespace/service-account`.
     #[arg(long)]
     trust_domain: Option<TrustDomain>,
+    /// How to print the answer.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
 }
 
 /// Which way a connection goes.
@@ -153,6 +171,7 @@ pub fn execute(tool: &Tool, out: &mut dyn Write, err: &mut dyn Write) -> io::Res
     match tool {
         Tool::Check(args) => check(args, out, err),
         Tool::Explain(args) => explain(args, out, err),
+        Tool::Diff(args) => diff::run(args, out, err),
         Tool::Schema => {
             writeln!(out, "{:#}", pillion_policy::json_schema())?;
             Ok(EXIT_OK)
@@ -237,22 +256,36 @@ impl HostTable for Named {
     }
 }
 
-fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
-    let Some(text) = read(&args.file, err)? else { return Ok(EXIT_USAGE) };
-    let name = args.file.display().to_string();
-    let policy = match pillion_policy::load(&name, &text, args.trust_domain.as_ref()) {
+/// A policy file that can be asked about identities; the errors are printed, and the exit code is
+/// theirs.
+fn load(
+    path: &Path,
+    own: Option<&TrustDomain>,
+    err: &mut dyn Write,
+) -> io::Result<Result<Policy, u8>> {
+    let Some(text) = read(path, err)? else { return Ok(Err(EXIT_USAGE)) };
+    let name = path.display().to_string();
+    let policy = match pillion_policy::load(&name, &text, own) {
         Ok(compiled) => compiled.policy,
         Err(errors) => {
             writeln!(err, "{errors}")?;
-            return Ok(EXIT_BAD_FILE);
+            return Ok(Err(EXIT_BAD_FILE));
         }
     };
-    if args.trust_domain.is_none() && policy.needs_own_trust_domain() {
+    if own.is_none() && policy.needs_own_trust_domain() {
         let why = "the file has identities of the form namespace/service-account; say which trust \
                    domain they are of with --trust-domain";
         writeln!(err, "{name}: {why}")?;
-        return Ok(EXIT_USAGE);
+        return Ok(Err(EXIT_USAGE));
     }
+    Ok(Ok(policy))
+}
+
+fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let policy = match load(&args.file, args.trust_domain.as_ref(), err)? {
+        Ok(policy) => policy,
+        Err(code) => return Ok(code),
+    };
     // The proxy makes mapped addresses plain at its edge, and this is the edge of the command.
     let explained = match (args.direction, args.source, args.dest) {
         (Direction::Inbound, Some(source), _) => policy.explain_inbound(&InboundConn {
@@ -270,8 +303,26 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::
             return Ok(EXIT_USAGE);
         }
     };
-    print(&explained, out)?;
+    match args.output {
+        Output::Text => print(&explained, out)?,
+        Output::Json => writeln!(out, "{:#}", json_of_explained(&explained))?,
+    }
     Ok(if explained.verdict == "deny" { EXIT_DENIED } else { EXIT_OK })
+}
+
+fn json_of_explained(explained: &Explained) -> serde_json::Value {
+    let Explained { verdict, rule, why, shadow, lines } = explained;
+    let shadow = shadow.as_ref().map(|shadow| {
+        json!({"verdict": if shadow.allow { "allow" } else { "deny" }, "rule": &*shadow.rule})
+    });
+    let lines = lines.iter().map(|line| {
+        json!({
+            "name": &*line.name, "line": line.line, "action": line.action,
+            "decides": line.decides, "why": line.why,
+        })
+    });
+    let lines: Vec<_> = lines.collect();
+    json!({"verdict": verdict, "rule": &**rule, "why": why, "reported": shadow, "rules": lines})
 }
 
 fn print(explained: &Explained, out: &mut dyn Write) -> io::Result<()> {
