@@ -189,6 +189,60 @@ fn explain_answers_in_json_too() {
 }
 
 #[test]
+fn explain_judges_the_connections_that_are_open() {
+    let file = example("1-strict-api.yaml");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("connections.json");
+    let connections = path.display().to_string();
+    let open = |source: &str, peer: &str| {
+        serde_json::json!({
+            "direction": "inbound", "source": source, "destination": "10.244.1.9:8080",
+            "names": [], "peer": format!("spiffe://cluster.local/ns/shop/sa/{peer}"),
+            "tls": "mtls", "stage": "allowed", "probe": null, "verdict": "allow", "rule": "old",
+            "bytes_to_app": 1, "bytes_from_app": 1, "age_ms": 1,
+        })
+    };
+    let write = |list: &[serde_json::Value]| {
+        fs::write(&path, serde_json::to_vec(list).unwrap()).unwrap();
+    };
+    write(&[open("10.244.1.7:40112", "frontend"), open("10.244.2.8:40113", "cart")]);
+    let common =
+        ["explain", "-f", &file, "--trust-domain", "cluster.local", "--connections", &connections];
+    let (code, out, err) = run(&common);
+    assert_eq!(code, EXIT_DENIED, "{err}");
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "stays  inbound  10.244.1.7:40112 -> 10.244.1.9:8080  \
+             spiffe://cluster.local/ns/shop/sa/frontend",
+            "ends   inbound  10.244.2.8:40113 -> 10.244.1.9:8080  \
+             spiffe://cluster.local/ns/shop/sa/cart  by default",
+            "2 open: 1 would stay, 1 would end",
+        ]
+    );
+    assert!(err.contains("payments.shop.svc.cluster.local"), "{err}");
+    let (_, out, _) = run(&[&common[..], &["-o", "json"]].concat());
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&report["stay"], &report["end"]), (&1.into(), &1.into()));
+    assert_eq!(report["connections"][1]["rule"], "default");
+
+    write(&[open("10.244.1.7:40112", "frontend")]);
+    assert_eq!(run(&common).0, EXIT_OK);
+    write(&[]);
+    assert_eq!(run(&common).0, EXIT_OK);
+    for bad in ["[{}]", "{}", "", "[1]"] {
+        fs::write(&path, bad).unwrap();
+        let (code, out, err) = run(&common);
+        assert_eq!((code, out.as_str()), (EXIT_USAGE, ""), "{bad}");
+        assert!(err.contains("GET /connections"), "{err}");
+    }
+    let nobody = [&common[..5], &["--admin", "127.0.0.1:1"]].concat();
+    let (code, _, err) = run(&nobody);
+    assert!(code == EXIT_USAGE && err.contains("127.0.0.1:1: the connections can't be read"));
+}
+
+#[test]
 fn the_schema_is_json_and_bad_usage_is_refused() {
     let (code, out, _) = run(&["schema"]);
     assert_eq!(code, EXIT_OK);
@@ -234,5 +288,29 @@ fn a_reader_that_goes_away_changes_no_exit_code() {
             .status()
             .unwrap();
         assert_eq!(status.code(), Some(i32::from(want)), "{args:?}");
+    }
+}
+
+/// Every flag of every command is in the reference page, and so is every exit code.
+#[test]
+fn the_reference_page_has_every_flag() {
+    use clap::CommandFactory;
+    let page = include_str!("../../docs/policy.md");
+    let (_, part) = page.split_once("### Flags and exit codes").unwrap();
+    let cli = Cli::command();
+    for name in ["check", "explain", "diff", "schema"] {
+        let row = part.lines().find(|line| line.starts_with(&format!("| `{name}` "))).unwrap();
+        let command = cli.find_subcommand(name).unwrap();
+        for flag in command.get_arguments().filter(|arg| !arg.is_positional()) {
+            let long = flag.get_long().map(|long| format!("`--{long}`"));
+            let with_value = flag.get_long().map(|long| format!("`--{long} "));
+            let short = flag.get_short().map(|short| format!("`-{short}"));
+            let named = [long, with_value, short];
+            let found = named.iter().flatten().any(|text| row.contains(text.as_str()));
+            assert!(found, "{name}: {:?} is not in docs/policy.md", flag.get_id());
+        }
+    }
+    for code in [EXIT_OK, EXIT_BAD_FILE, EXIT_USAGE, EXIT_DENIED, EXIT_CHANGED] {
+        assert!(part.contains(&format!("\n| {code} | ")), "{code}");
     }
 }

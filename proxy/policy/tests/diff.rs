@@ -65,7 +65,10 @@ fn is_one_of(ids: &Identities, id: &str) -> bool {
         && !ids.but_not.iter().any(|pattern| is_meant(pattern, id, false))
 }
 
-fn told(outcome: &Outcome) -> (&str, String, Option<(bool, String)>) {
+/// A verdict, what decides, and what is reported.
+type Side<'s> = (&'s str, String, Option<(bool, String)>);
+
+fn told(outcome: &Outcome) -> Side<'_> {
     let reported = outcome.reported.as_ref().map(|(allow, rule)| (*allow, rule.to_string()));
     (outcome.verdict, outcome.rule.to_string(), reported)
 }
@@ -78,7 +81,7 @@ fn place(change: &Change, ip: IpAddr, port: u16) -> bool {
 fn agrees<'c, T: Ord>(
     found: impl Iterator<Item = &'c Change>,
     (was, now): (T, T),
-    sides: [(&str, String, Option<(bool, String)>); 2],
+    sides: [Side<'_>; 2],
     place: &str,
 ) {
     let found: Vec<_> = found.filter(|change| change.what == What::Verdict).collect();

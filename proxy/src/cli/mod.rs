@@ -1,11 +1,12 @@
 //! The command line: `check`, `explain`, `diff` and `schema` on the code that the proxy itself runs
 //! on.
 
+mod connections;
 mod diff;
 
 use std::collections::HashSet;
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -24,7 +25,7 @@ pub const EXIT_OK: u8 = 0;
 pub const EXIT_BAD_FILE: u8 = 1;
 /// The command line is wrong, or a file can't be read.
 pub const EXIT_USAGE: u8 = 2;
-/// `explain`: the connection would be refused.
+/// `explain`: the connection would be refused, or an open one would end.
 pub const EXIT_DENIED: u8 = 3;
 
 /// `diff`: something changes.
@@ -37,11 +38,13 @@ Examples:
   pillion-proxy check -f policy.yaml --strict       in CI: warnings fail too
   pillion-proxy explain -f policy.yaml --trust-domain cluster.local \\
       --source 10.244.1.7 --identity spiffe://cluster.local/ns/shop/sa/frontend --port 8080
+  pillion-proxy explain -f new.yaml --trust-domain cluster.local --admin 127.0.0.1:15000
+                                                    which open connections it would end
   pillion-proxy diff policy.yaml new.yaml --trust-domain cluster.local
                                                     which connections a change lets in or out
   pillion-proxy schema > policy.schema.json         for an editor
 
-Exit codes: 0 good, allowed or unchanged, 1 a file has errors, 2 usage, 3 explain: denied,
+Exit codes: 0 good, allowed or unchanged, 1 a file has errors, 2 usage, 3 explain: denied, or some would end,
 4 diff: something changes.";
 
 /// Transparent mTLS sidecar proxy: without a command it runs; the others look at a policy file.
@@ -109,18 +112,25 @@ pub struct ExplainArgs {
     /// The policy file.
     #[arg(short, long)]
     file: PathBuf,
+    /// Judge the connections that are open now instead of one: the answer of the admin endpoint
+    /// GET /connections, from a file, or from standard input if this is "-".
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["admin", "source", "identity", "port", "dest", "host"])]
+    connections: Option<PathBuf>,
+    /// The same, asked of the running proxy's admin server, 127.0.0.1:15000 for example.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["source", "identity", "port", "dest", "host"])]
+    admin: Option<SocketAddr>,
     /// Inbound is a peer that calls this pod, outbound a call by this pod's application.
     #[arg(long, value_enum, default_value_t = Direction::Inbound)]
     direction: Direction,
     /// Inbound: the peer's address.
-    #[arg(long, required_unless_present = "dest", conflicts_with_all = ["dest", "host"])]
+    #[arg(long, required_unless_present_any = ["dest", "connections", "admin"], conflicts_with_all = ["dest", "host"])]
     source: Option<IpAddr>,
     /// Inbound: the peer's SPIFFE ID; leave it out for plaintext.
     #[arg(long, conflicts_with_all = ["dest", "host"])]
     identity: Option<SpiffeId>,
     /// The port: inbound, the one that the workload listens on.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), required_unless_present_any = ["connections", "admin"])]
+    port: Option<u16>,
     /// Outbound: the destination's address.
     #[arg(long, required_if_eq("direction", "outbound"))]
     dest: Option<IpAddr>,
@@ -286,17 +296,38 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::
         Ok(policy) => policy,
         Err(code) => return Ok(code),
     };
+    let answer = match (&args.connections, args.admin) {
+        (Some(path), _) => Some((path.display().to_string(), connections::from_file(path))),
+        (None, Some(admin)) => Some((admin.to_string(), connections::from_admin(admin))),
+        (None, None) => None,
+    };
+    match answer {
+        Some((_, Ok(answer))) => connections::judge(&policy, &answer, args.output, out, err),
+        Some((from, Err(error))) => {
+            writeln!(err, "{from}: the connections can't be read: {error}")?;
+            Ok(EXIT_USAGE)
+        }
+        None => explain_one(args, &policy, out, err),
+    }
+}
+
+fn explain_one(
+    args: &ExplainArgs,
+    policy: &Policy,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<u8> {
     // The proxy makes mapped addresses plain at its edge, and this is the edge of the command.
-    let explained = match (args.direction, args.source, args.dest) {
-        (Direction::Inbound, Some(source), _) => policy.explain_inbound(&InboundConn {
+    let explained = match (args.direction, args.source, args.dest, args.port) {
+        (Direction::Inbound, Some(source), _, Some(port)) => policy.explain_inbound(&InboundConn {
             source: source.to_canonical(),
-            port: args.port,
+            port,
             identity: args.identity.as_ref(),
         }),
-        (Direction::Outbound, _, Some(dest)) => {
+        (Direction::Outbound, _, Some(dest), Some(port)) => {
             let hosts = args.host.iter().map(|host| host.to_ascii_lowercase());
             let hosts = Named(hosts.collect());
-            policy.explain_outbound(dest.to_canonical(), args.port, &hosts)
+            policy.explain_outbound(dest.to_canonical(), port, &hosts)
         }
         _ => {
             writeln!(err, "inbound needs --source, outbound needs --dest")?;

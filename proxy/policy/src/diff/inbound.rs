@@ -1,6 +1,6 @@
 //! Connections to this pod, by source, port and peer.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,14 +8,14 @@ use pillion_certs::spiffe::{SpiffeId, TrustDomain};
 
 use super::identities::IdentityClasses;
 use super::outbound::gather;
-use super::space::{self, AddressClass, PortClasses, Ports};
+use super::space::{self, AddressClass, ByPort, Numbered, PortClasses, Ports};
 use super::{Change, Effect, Outcome, What, Who};
 use crate::address::AddressSet;
 use crate::index::{Entry, Work};
 use crate::{InboundConn, Mode, Policy};
 
 /// What both files say of a port: the rules that list it, the modes, the probes.
-type Said = (Vec<(bool, u32)>, [Mode; 2], [Vec<Box<str>>; 2]);
+type Said = (Vec<Numbered>, [Mode; 2], [Vec<Box<str>>; 2]);
 
 /// What a peer comes with.
 enum Peer<'p> {
@@ -48,7 +48,7 @@ pub(super) fn changes(old: &Policy, new: &Policy, work: &Work) -> Option<Vec<Cha
 fn ports(old: &Policy, new: &Policy) -> PortClasses<Said> {
     let both = [(false, old), (true, new)];
     let mut listed: BTreeSet<u16> = BTreeSet::new();
-    let (mut by_port, mut all): (HashMap<u16, Vec<(bool, u32)>>, Vec<_>) = Default::default();
+    let (mut by_port, mut all) = (ByPort::new(), Vec::new());
     for (is_new, policy) in both {
         listed.extend(policy.inbound.ports.iter().map(|(port, _)| *port));
         listed.extend(policy.inbound.probes.iter().map(|(port, _)| *port));

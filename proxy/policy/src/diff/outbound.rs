@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::identities::IdentityClasses;
 use super::inbound::domains;
-use super::space::{self, AddressClass, PortClasses, Ports};
+use super::space::{self, AddressClass, ByPort, Numbered, PortClasses, Ports};
 use super::{Change, Effect, Identities, Outcome, What, Who};
 use crate::address::AddressSet;
 use crate::index::Work;
@@ -27,6 +27,9 @@ impl HostTable for Called<'_> {
     }
 }
 
+/// What changes alike: how, from where, and for which of the others.
+type Group<K> = (K, Vec<IpNet>, BTreeSet<usize>);
+
 /// Judges each class of addresses with each of `others`, and puts together what changes alike:
 /// the change, the networks, and the numbers of the others. `None` when that is too much work.
 pub(super) fn gather<K: Ord + Hash + Clone>(
@@ -34,7 +37,7 @@ pub(super) fn gather<K: Ord + Hash + Clone>(
     others: usize,
     work: &Work,
     judge: impl Fn(&AddressClass, usize) -> Option<Vec<K>>,
-) -> Option<Vec<(K, Vec<IpNet>, BTreeSet<usize>)>> {
+) -> Option<Vec<Group<K>>> {
     let mut groups: BTreeMap<(K, BTreeSet<usize>), Vec<usize>> = BTreeMap::new();
     for (number, address) in addresses.iter().enumerate() {
         if !work.spend(others) {
@@ -75,8 +78,8 @@ pub(super) fn changes(old: &Policy, new: &Policy, work: &Work) -> Option<Vec<Cha
 }
 
 /// The ports of both files, by the destinations that they are listed by.
-fn ports(old: &Policy, new: &Policy) -> PortClasses<Vec<(bool, u32)>> {
-    let (mut said, mut all): (BTreeMap<u16, Vec<(bool, u32)>>, Vec<_>) = Default::default();
+fn ports(old: &Policy, new: &Policy) -> PortClasses<Vec<Numbered>> {
+    let (mut said, mut all) = (ByPort::new(), Vec::new());
     for (is_new, policy) in [(false, old), (true, new)] {
         for (number, one) in (0..).zip(policy.destinations()) {
             match one.ports() {
@@ -98,7 +101,7 @@ fn ports(old: &Policy, new: &Policy) -> PortClasses<Vec<(bool, u32)>> {
 fn of_ports(
     old: &Policy,
     new: &Policy,
-    said: &[(bool, u32)],
+    said: &[Numbered],
     port: u16,
     work: &Work,
 ) -> Option<Vec<Line>> {
@@ -180,22 +183,20 @@ fn outcome(decision: &OutboundDecision) -> (Outcome, OutboundAction) {
     (Outcome { verdict: action.as_str(), rule: Arc::clone(rule), reported }, action)
 }
 
+type GainedLost = (Vec<Identities>, Vec<Identities>);
+
 /// Who may answer, by pairs of destinations: the many classes have few of them.
 struct Servers<'p> {
     old: &'p Policy,
     new: &'p Policy,
     work: &'p Work,
     /// By the lines of both; `None` where it was too much work.
-    known: HashMap<(u32, u32), Option<(Vec<Identities>, Vec<Identities>)>>,
+    known: HashMap<(u32, u32), Option<GainedLost>>,
 }
 
 impl Servers<'_> {
     /// Those gained, and those lost.
-    fn between(
-        &mut self,
-        from: &Arc<Destination>,
-        to: &Arc<Destination>,
-    ) -> Option<&(Vec<Identities>, Vec<Identities>)> {
+    fn between(&mut self, from: &Arc<Destination>, to: &Arc<Destination>) -> Option<&GainedLost> {
         let (old, new, work) = (self.old, self.new, self.work);
         let compare = || {
             let sets = [from, to].map(|d| d.server_identities());

@@ -29,6 +29,11 @@ impl Ports {
     }
 }
 
+/// A rule or destination: whether of the new file, and its number there.
+pub(super) type Numbered = (bool, u32);
+/// Those that list each port.
+pub(super) type ByPort = BTreeMap<u16, Vec<Numbered>>;
+
 /// Every port with what both files say of it: ports of which they say the same are one class.
 pub(super) struct PortClasses<S> {
     /// Each class: what is said of it, and its ports; of the last, if there, those not listed.
