@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e churn bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz clean
+.PHONY: help setup build demo test lint unit e2e churn bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz mutants clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ bench-micro: ## criterion: what a verdict, a look at a ClientHello and a frame c
 
 fuzz: ## fuzz what parses a peer's bytes, each target for SECONDS=60
 	scripts/fuzz $(or $(SECONDS),60)
+
+mutants: ## which small changes of the policy engine no test notices, some hours (PACKAGE=pillion-certs)
+	scripts/mutants $(or $(PACKAGE),pillion-policy)
 
 clean: ## remove what was built, and pods that a killed run left behind
 	scripts/as-root scripts/sweep

@@ -324,6 +324,13 @@ mod tests {
     }
 
     #[test]
+    fn a_set_tells_its_patterns_with_short_forms_written_out() {
+        let set = IdentitySet::new(Box::new([pattern("shop/*"), pattern("spiffe://d/a")]));
+        let patterns: Vec<_> = set.patterns().collect();
+        assert_eq!(patterns, ["spiffe://d/a", "spiffe://own.org/ns/shop/sa/*"]);
+    }
+
+    #[test]
     fn covering_is_never_claimed_wrongly() {
         for (wide, narrow, want) in [
             ("spiffe://d/**", "spiffe://d/a/b", true),

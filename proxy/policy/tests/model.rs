@@ -91,12 +91,7 @@ fn inbound_agrees(case: &Case, random: &mut Rng) {
     // Refused early, it would have been refused, and nothing would have been reported.
     assert!(early.is_none() || (!want.allow && want.shadow.is_none()), "{}", place());
 
-    let mode = match policy.inbound_mode(port) {
-        pillion_policy::Mode::Strict => Mode::Strict,
-        pillion_policy::Mode::Permissive => Mode::Permissive,
-        pillion_policy::Mode::Disable => Mode::Disable,
-    };
-    assert_eq!(mode, reference.mode(port), "{}", place());
+    assert_eq!(policy.inbound_mode(port).as_str(), reference.mode(port).word(), "{}", place());
     if let Some(id) = &spiffe {
         let domain = id.trust_domain();
         let accepted = policy.accepts_trust_domain(domain);
@@ -162,10 +157,34 @@ fn file_agrees(case: &Case) {
         let listed = file.probes.iter().filter(|(on, _)| *on == port).map(|(_, path)| &**path);
         assert_eq!(policy.probe(port).collect::<Vec<_>>(), listed.collect::<Vec<_>>(), "{place}");
     }
-    let rules = policy.rules().iter().map(|r| r.name().to_string());
-    assert!(rules.eq(file.rules.iter().map(|r| r.name.clone())), "{place}");
-    let names = policy.destinations().iter().map(|d| d.name().to_string());
-    assert!(names.eq(file.destinations.iter().map(|d| d.name.clone())), "{place}");
+    // The line that names a rule, as an editor counts them.
+    let line = |name: &str| {
+        let found = case.text.lines().position(|l| l.contains(&format!("- {{name: {name},")));
+        u32::try_from(found.unwrap() + 1).unwrap()
+    };
+    let sorted = |ports: &Option<Vec<u16>>| {
+        ports.as_ref().map(|list| list.iter().copied().collect::<BTreeSet<_>>())
+    };
+    let listed = |ports: Option<&[u16]>| ports.map(|list| list.iter().copied().collect());
+    assert_eq!(policy.rules().len(), file.rules.len(), "{place}");
+    for (got, want) in policy.rules().iter().zip(&file.rules) {
+        let action = if want.deny { "deny" } else { "allow" };
+        let mode = if want.audit { "audit" } else { "enforce" };
+        let said = (got.action().as_str(), got.enforcement().as_str(), got.line());
+        assert_eq!(&**got.name(), want.name, "{place}");
+        assert_eq!(said, (action, mode, line(&want.name)), "{place}");
+        assert_eq!(listed(got.ports()), sorted(&want.ports), "{place}");
+    }
+    assert_eq!(policy.destinations().len(), file.destinations.len(), "{place}");
+    for (got, want) in policy.destinations().iter().zip(&file.destinations) {
+        let said = (&**got.name(), got.action().as_str(), got.line());
+        assert_eq!(said, (&*want.name, want.way.word(), line(&want.name)), "{place}");
+        assert_eq!(listed(got.ports()), sorted(&want.ports), "{place}");
+        let servers = got.server_identities().patterns().all(|p| p.contains('/'));
+        assert!(servers, "{place}");
+    }
+    let audit = policy.enforcement().as_str() == "audit";
+    assert_eq!(audit, file.audit, "{place}");
     let hosts: BTreeSet<_> = file
         .destinations
         .iter()
@@ -213,6 +232,15 @@ fn an_explanation_names_what_the_proxy_names() {
             let said = (got.verdict, &*got.rule, reported(got.shadow.as_ref()));
             let word = if want.allow { "allow" } else { "deny" };
             assert_eq!(said, (word, &*want.rule, want.shadow), "{place}");
+            match &*want.rule {
+                "default" => assert!(got.why.contains("defaultAction"), "{} {place}", got.why),
+                "audit" => assert!(got.why.contains("lifts the denial"), "{} {place}", got.why),
+                _ => {}
+            }
+            if want.rule.starts_with('r') {
+                let does = if want.allow { "allows" } else { "denies" };
+                assert_eq!(got.why, format!("rule \"{}\" {does} it", want.rule), "{place}");
+            }
             let decides = got.lines.iter().find(|line| line.decides).map(|line| &*line.name);
             let is_rule = want.rule.starts_with('r');
             assert_eq!(decides, is_rule.then_some(&*want.rule), "{place}");
