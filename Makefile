@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz fuzz-brief clean
+.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz fuzz-brief mutants clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -75,6 +75,9 @@ fuzz: ## fuzz all that parses bytes of others, each target for SECONDS=60
 
 fuzz-brief: # that every target builds, takes its seeds, and stands a few seconds of more
 	scripts/fuzz 5
+
+mutants: ## which small changes of the policy engine no test notices, some hours (PACKAGE=pillion-certs)
+	scripts/mutants $(or $(PACKAGE),pillion-policy)
 
 clean: ## remove what was built, and pods that a killed run left behind
 	scripts/as-root scripts/sweep

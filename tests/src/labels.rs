@@ -28,6 +28,8 @@ pub const ACCESS: &str = "access";
 
 /// Fields of the access log.
 pub mod field {
+    /// Who connected.
+    pub const SOURCE: &str = "source";
     /// Which log a line belongs to.
     pub const LOG: &str = "log";
     /// `inbound` or `outbound`.

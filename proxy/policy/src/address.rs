@@ -163,6 +163,13 @@ impl AddressSet {
         self.first().is_none()
     }
 
+    /// Its ranges, first and last address, IPv4 before IPv6 and each in order.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        let v4 = self.v4.ranges().map(|(a, b)| (IpAddr::V4(a.into()), IpAddr::V4(b.into())));
+        let v6 = self.v6.ranges().map(|(a, b)| (IpAddr::V6(a.into()), IpAddr::V6(b.into())));
+        v4.chain(v6)
+    }
+
     /// How many range ends it has: what it costs to hold it against another.
     pub(super) fn len(&self) -> usize {
         self.v4.bounds.len().saturating_add(self.v6.bounds.len())

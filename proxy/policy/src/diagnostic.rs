@@ -272,6 +272,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_long_line_is_cut_around_its_caret() {
+        let line: String = ('a'..='z').cycle().take(1000).collect();
+        for col in [1, 2, 90, 99, 100, 101, 500, 1000] {
+            let (text, caret) = excerpt(&line, col);
+            let at = usize::try_from(col).unwrap() - 1;
+            assert!(text.len() <= MAX_LINE, "{col}");
+            assert_eq!(text.as_bytes()[caret], line.as_bytes()[at], "{col}");
+            // There is something to see on both sides of it.
+            assert!(caret >= at.min(10) && text.len() - caret >= (1000 - at).min(10), "{col}");
+        }
+        assert_eq!(excerpt("a\tb\u{1b}c", 3), ("a b?c".to_owned(), 2));
+    }
+
+    #[test]
     fn a_diagnostic_shows_its_place_line_and_caret() {
         let mut sink = Sink::new("p.yaml", "a: 1\nbb: [x,\ty]\n");
         sink.add(Kind::BadValue, Pos { line: 2, col: 9 }, "no y here; write x");

@@ -222,6 +222,11 @@ impl IdentitySet {
         self.exact.iter().chain(&self.wildcards)
     }
 
+    /// The patterns that match somebody.
+    pub(super) fn texts(&self) -> impl Iterator<Item = Arc<str>> {
+        self.iter().filter(|pattern| !pattern.is_relative()).map(|pattern| pattern.text().clone())
+    }
+
     pub(super) fn has_relative(&self) -> bool {
         self.exact.iter().any(Pattern::is_relative)
     }
@@ -316,6 +321,13 @@ mod tests {
             );
         }
         assert!(Pattern::parse("a/b*", None).is_err());
+    }
+
+    #[test]
+    fn a_set_tells_its_patterns_with_short_forms_written_out() {
+        let set = IdentitySet::new(Box::new([pattern("shop/*"), pattern("spiffe://d/a")]));
+        let patterns: Vec<_> = set.patterns().collect();
+        assert_eq!(patterns, ["spiffe://d/a", "spiffe://own.org/ns/shop/sa/*"]);
     }
 
     #[test]

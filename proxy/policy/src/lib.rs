@@ -6,11 +6,13 @@
 //!
 //! `yaml` makes a tree with places, `reader` and `parse` the model, `lint` looks at the whole,
 //! `compile` builds the indexes (`index`, `prefixes`, `address`, `directory`) that `verdict` asks.
+//! `explain` says why a verdict is what it is, [`diff`] what another file would change.
 
 mod address;
 mod cidr;
 mod compile;
 mod diagnostic;
+pub mod diff;
 mod directory;
 mod explain;
 mod identity;
@@ -43,8 +45,8 @@ pub const DEFAULT_RULE: &str = "default";
 /// What a verdict names when `enforcement: audit` lifted a denial.
 pub const AUDIT_RULE: &str = "audit";
 
-/// How a port takes TLS from its peers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// How a port takes TLS from its peers, the strictest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mode {
     /// mTLS with a valid SVID, or nothing.
     Strict,

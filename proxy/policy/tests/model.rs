@@ -15,12 +15,10 @@ use std::net::IpAddr;
 
 use common::reference::{Outcome, Reference, Verdict, in_cidr, is_meant};
 use common::written::{File, Mode, Way};
-use common::{OWN, for_each_seed, pairs, random};
+use common::{Loaded, OWN, for_each_seed, loaded, pairs, random};
 use fastrand::Rng;
 use pillion_certs::spiffe::{SpiffeId, TrustDomain};
-use pillion_policy::{
-    AppAddress, HostTable, InboundConn, Kind, OutboundDecision, Policy, Shadow, load,
-};
+use pillion_policy::{AppAddress, HostTable, InboundConn, OutboundDecision, Policy, Shadow};
 
 /// Connections that each policy is asked about.
 const EACH: u64 = 50;
@@ -38,29 +36,14 @@ struct Case {
     dead: [BTreeSet<String>; 2],
 }
 
-/// Loads a random file without those of its rules that the check refuses: the others' verdicts
-/// must be what they are with them.
+/// Without the rules that the check refuses, the others' verdicts must be what they are with them.
 fn case(seed: u64, random: &mut Rng) -> Case {
     // Now and then as on a command line that doesn't say which domain is ours.
     let own: Option<TrustDomain> = (random.u32(..8) > 0).then(|| OWN.parse().unwrap());
     let whole = random::file(random);
-    let (mut file, mut dead) = (whole.clone(), [BTreeSet::new(), BTreeSet::new()]);
-    loop {
-        let text = file.text();
-        let errors = match load("t", &text, own.as_ref()) {
-            Ok(compiled) => {
-                return Case { seed, own, whole, file, text, policy: compiled.policy, dead };
-            }
-            Err(errors) => errors,
-        };
-        for error in errors.as_slice() {
-            assert_eq!(error.kind, Kind::UnreachableRule, "seed {seed}: {error}\n{text}");
-            let name = error.message.split('"').nth(1).unwrap().to_owned();
-            dead[usize::from(name.starts_with('d'))].insert(name);
-        }
-        file.rules.retain(|rule| !dead[0].contains(&rule.name));
-        file.destinations.retain(|one| !dead[1].contains(&one.name));
-    }
+    let Loaded { file, text, policy, dead } =
+        loaded(whole.clone(), own.as_ref(), &format!("seed {seed}"));
+    Case { seed, own, whole, file, text, policy, dead }
 }
 
 impl Case {
@@ -108,12 +91,7 @@ fn inbound_agrees(case: &Case, random: &mut Rng) {
     // Refused early, it would have been refused, and nothing would have been reported.
     assert!(early.is_none() || (!want.allow && want.shadow.is_none()), "{}", place());
 
-    let mode = match policy.inbound_mode(port) {
-        pillion_policy::Mode::Strict => Mode::Strict,
-        pillion_policy::Mode::Permissive => Mode::Permissive,
-        pillion_policy::Mode::Disable => Mode::Disable,
-    };
-    assert_eq!(mode, reference.mode(port), "{}", place());
+    assert_eq!(policy.inbound_mode(port).as_str(), reference.mode(port).word(), "{}", place());
     if let Some(id) = &spiffe {
         let domain = id.trust_domain();
         let accepted = policy.accepts_trust_domain(domain);
@@ -179,10 +157,34 @@ fn file_agrees(case: &Case) {
         let listed = file.probes.iter().filter(|(on, _)| *on == port).map(|(_, path)| &**path);
         assert_eq!(policy.probe(port).collect::<Vec<_>>(), listed.collect::<Vec<_>>(), "{place}");
     }
-    let rules = policy.rules().iter().map(|r| r.name().to_string());
-    assert!(rules.eq(file.rules.iter().map(|r| r.name.clone())), "{place}");
-    let names = policy.destinations().iter().map(|d| d.name().to_string());
-    assert!(names.eq(file.destinations.iter().map(|d| d.name.clone())), "{place}");
+    // The line that names a rule, as an editor counts them.
+    let line = |name: &str| {
+        let found = case.text.lines().position(|l| l.contains(&format!("- {{name: {name},")));
+        u32::try_from(found.unwrap() + 1).unwrap()
+    };
+    let sorted = |ports: &Option<Vec<u16>>| {
+        ports.as_ref().map(|list| list.iter().copied().collect::<BTreeSet<_>>())
+    };
+    let listed = |ports: Option<&[u16]>| ports.map(|list| list.iter().copied().collect());
+    assert_eq!(policy.rules().len(), file.rules.len(), "{place}");
+    for (got, want) in policy.rules().iter().zip(&file.rules) {
+        let action = if want.deny { "deny" } else { "allow" };
+        let mode = if want.audit { "audit" } else { "enforce" };
+        let said = (got.action().as_str(), got.enforcement().as_str(), got.line());
+        assert_eq!(&**got.name(), want.name, "{place}");
+        assert_eq!(said, (action, mode, line(&want.name)), "{place}");
+        assert_eq!(listed(got.ports()), sorted(&want.ports), "{place}");
+    }
+    assert_eq!(policy.destinations().len(), file.destinations.len(), "{place}");
+    for (got, want) in policy.destinations().iter().zip(&file.destinations) {
+        let said = (&**got.name(), got.action().as_str(), got.line());
+        assert_eq!(said, (&*want.name, want.way.word(), line(&want.name)), "{place}");
+        assert_eq!(listed(got.ports()), sorted(&want.ports), "{place}");
+        let servers = got.server_identities().patterns().all(|p| p.contains('/'));
+        assert!(servers, "{place}");
+    }
+    let audit = policy.enforcement().as_str() == "audit";
+    assert_eq!(audit, file.audit, "{place}");
     let hosts: BTreeSet<_> = file
         .destinations
         .iter()
@@ -230,6 +232,15 @@ fn an_explanation_names_what_the_proxy_names() {
             let said = (got.verdict, &*got.rule, reported(got.shadow.as_ref()));
             let word = if want.allow { "allow" } else { "deny" };
             assert_eq!(said, (word, &*want.rule, want.shadow), "{place}");
+            match &*want.rule {
+                "default" => assert!(got.why.contains("defaultAction"), "{} {place}", got.why),
+                "audit" => assert!(got.why.contains("lifts the denial"), "{} {place}", got.why),
+                _ => {}
+            }
+            if want.rule.starts_with('r') {
+                let does = if want.allow { "allows" } else { "denies" };
+                assert_eq!(got.why, format!("rule \"{}\" {does} it", want.rule), "{place}");
+            }
             let decides = got.lines.iter().find(|line| line.decides).map(|line| &*line.name);
             let is_rule = want.rule.starts_with('r');
             assert_eq!(decides, is_rule.then_some(&*want.rule), "{place}");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 /// are refused by their names.
 const TAKEN: &[&str] = &[
     "std::cell",
+    "std::cmp",
     "std::collections",
     "std::error",
     "std::fmt",

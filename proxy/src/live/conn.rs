@@ -1,6 +1,7 @@
 //! One open connection: what is known of it, and the handle that ends it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,14 +9,14 @@ use pillion_certs::generation::TlsGeneration;
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::spiffe::SpiffeId;
 use pillion_certs::verify::VerifiedPeer;
-use pillion_policy::{InboundConn, Mode, OutboundDecision, Policy, Shadow};
+use pillion_policy::{Policy, Shadow};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::net::{ClientAddr, OriginalDst};
 use crate::telemetry::{ByteCounters, CloseReason, Direction, Record};
 
-use super::{AsOpened, HostAddresses};
+use super::HostAddresses;
 
 /// What protects a connection on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,26 @@ pub enum Stage {
     Exempt,
     /// A plaintext health probe, of a path that the policy lists for its port.
     Probe(Box<str>),
+}
+
+impl Stage {
+    /// The word of the admin endpoint.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Allowed => "allowed",
+            Self::Exempt => "exempt",
+            Self::Probe(_) => "probe",
+        }
+    }
+
+    /// The path of a probe.
+    fn path(&self) -> Option<&str> {
+        match self {
+            Self::Probe(path) => Some(path),
+            Self::Opening | Self::Allowed | Self::Exempt => None,
+        }
+    }
 }
 
 /// A connection, owned by its worker. It is registered before it is judged, so
@@ -221,42 +242,20 @@ impl Conn {
         }
     }
 
-    /// The rule by which `policy` no longer lets this connection be, if it does not.
-    ///
-    /// A connection still opening is judged by what is known of it, its address:
-    /// the rest is judged by the newest policy when it is known.
+    /// The rule by which `policy` no longer lets this connection be, if it does not; see
+    /// [`Facts::denied_by`](super::Facts::denied_by).
     pub fn denied_by(&self, policy: &Policy, hosts: &HostAddresses) -> Option<Arc<str>> {
         let facts = self.facts.borrow();
-        let destination = facts.destination?.0;
-        let peer = facts.peer.as_ref().map(VerifiedPeer::id);
-        match (self.direction, &facts.stage) {
-            (_, Stage::Exempt) => None,
-            (Direction::Inbound, Stage::Opening) => {
-                policy.inbound_by_address(self.source.0.ip(), destination.port()).map(|d| d.rule)
-            }
-            (Direction::Inbound, Stage::Probe(path)) => {
-                if !policy.probe(destination.port()).any(|listed| *listed == **path) {
-                    return Some(Arc::from("probes"));
-                }
-                policy.inbound_by_address(self.source.0.ip(), destination.port()).map(|d| d.rule)
-            }
-            (Direction::Inbound, Stage::Allowed) => {
-                if let Some(rule) =
-                    mode_or_domain_denies(policy, destination.port(), facts.tls, peer)
-                {
-                    return Some(rule);
-                }
-                let port = destination.port();
-                let source = self.source.0.ip();
-                let d = policy.inbound(&InboundConn { source, port, identity: peer });
-                (!d.allow).then_some(d.rule)
-            }
-            (Direction::Outbound, _) => {
-                let hosts = AsOpened { now: hosts, names: &facts.names };
-                let decision = policy.outbound(destination.ip(), destination.port(), &hosts);
-                outbound_denies(policy, decision, facts.tls, peer)
-            }
-        }
+        let judged = super::Facts {
+            direction: self.direction,
+            source: self.source.0,
+            destination: facts.destination.map(|d| d.0),
+            stage: &facts.stage,
+            names: &facts.names,
+            peer: facts.peer.as_ref().map(VerifiedPeer::id),
+            tls: facts.tls,
+        };
+        judged.denied_by(policy, hosts)
     }
 
     /// Why the peer's certificate, verified by an earlier generation, is revoked by the
@@ -300,58 +299,26 @@ impl Conn {
         })
     }
 
-    /// For the admin endpoint.
-    pub fn to_json(&self) -> Value {
+    /// For the admin endpoint. All that [`Conn::denied_by`] asks is there: `names` are those of
+    /// then and, by `hosts`, of now.
+    pub fn to_json(&self, hosts: &HostAddresses) -> Value {
         let facts = self.facts.borrow();
+        let now = facts.destination.map(|d| hosts.names_of(d.0.ip())).unwrap_or_default();
+        let names: BTreeSet<&str> = facts.names.iter().chain(&now).map(|name| &**name).collect();
         json!({
             "direction": self.direction.label(),
             "source": self.source.0,
             "destination": facts.destination.map(|d| d.0),
+            "names": names,
             "peer": facts.peer.as_ref().map(|p| p.id().as_str()),
             "tls": facts.tls.map(Tls::label),
+            "stage": facts.stage.label(),
+            "probe": facts.stage.path(),
             "verdict": facts.verdict,
             "rule": facts.rule.as_deref(),
             "bytes_to_app": self.to_app.get(),
             "bytes_from_app": self.from_app.get(),
             "age_ms": u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
-    }
-}
-
-/// Plaintext on a port that has become strict, or a peer whose trust domain is no
-/// longer accepted.
-fn mode_or_domain_denies(
-    policy: &Policy,
-    port: u16,
-    tls: Option<Tls>,
-    peer: Option<&SpiffeId>,
-) -> Option<Arc<str>> {
-    if tls != Some(Tls::Mtls) && policy.inbound_mode(port) == Mode::Strict {
-        return Some(Arc::from("mtls"));
-    }
-    domain_denies(policy, peer)
-}
-
-fn domain_denies(policy: &Policy, peer: Option<&SpiffeId>) -> Option<Arc<str>> {
-    peer.filter(|id| !policy.accepts_trust_domain(id.trust_domain()))
-        .map(|_| Arc::from("trustDomains"))
-}
-
-/// Whether an outbound connection that is up with `tls` to `peer` contradicts a
-/// new decision. More protection than the policy asks for is no contradiction.
-fn outbound_denies(
-    policy: &Policy,
-    decision: OutboundDecision,
-    tls: Option<Tls>,
-    peer: Option<&SpiffeId>,
-) -> Option<Arc<str>> {
-    match decision {
-        OutboundDecision::Deny { rule } => Some(rule),
-        OutboundDecision::Passthrough { .. } => domain_denies(policy, peer),
-        OutboundDecision::Mtls { rule, destination, .. } => match (tls, peer) {
-            (Some(Tls::Passthrough), _) => Some(rule),
-            (_, Some(id)) if !destination.server_identities().matches(id) => Some(rule),
-            (_, peer) => domain_denies(policy, peer),
-        },
     }
 }

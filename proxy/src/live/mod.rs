@@ -2,9 +2,11 @@
 //! connections that are open under it.
 
 mod conn;
+mod judged;
 mod published;
 mod registry;
 
 pub use conn::{Conn, Stage, Tls};
+pub use judged::{Facts, Told};
 pub use published::{AsOpened, Host, HostAddresses, LocalNet, Published, ResolveRequest, Shared};
 pub use registry::{Guard, HandshakeSlot, Registry};

@@ -73,10 +73,10 @@ impl HostAddresses {
 /// Addresses as they are now, and the names that an open connection's address had
 /// when it was opened: DNS takes an address out of rotation without meaning that
 /// connections to it must end, so a changed policy still judges them by their name.
-#[derive(Debug)]
+#[derive(Clone, Copy)]
 pub struct AsOpened<'a> {
     /// The addresses of now.
-    pub now: &'a HostAddresses,
+    pub now: &'a dyn HostTable,
     /// The names of then.
     pub names: &'a [Arc<str>],
 }

@@ -127,7 +127,8 @@ impl Registry {
 
     /// For the admin endpoint.
     pub fn to_json(&self) -> Vec<Value> {
-        self.conns.borrow().values().map(|c| c.to_json()).collect()
+        let hosts = self.shared.published.hosts.load();
+        self.conns.borrow().values().map(|c| c.to_json(&hosts)).collect()
     }
 
     fn snapshot(&self) -> Vec<Rc<Conn>> {

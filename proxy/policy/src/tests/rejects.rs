@@ -85,6 +85,18 @@ fn types_and_values_of_rules() {
 }
 
 #[test]
+fn a_probe_asks_for_a_path_as_a_request_line_has_it() {
+    let probe =
+        |path: &str| file("", &format!("{STRICT}, probes: [{{port: 80, path: {path}}}]"), PASS);
+    for good in ["/", "/healthz", "/a/b.c~d", "/%20"] {
+        assert_eq!(errors(&probe(good)), [], "{good}");
+    }
+    for bad in ["healthz", "/a?b", "\"/a#b\"", "\"/a b\"", "/\u{e4}", "\"\""] {
+        assert_eq!(errors(&probe(bad)), [Kind::BadValue], "{bad}");
+    }
+}
+
+#[test]
 fn names() {
     let named =
         |name: &str| rules(&format!("{{name: {name}, action: allow, from: [{{any: true}}]}}"));

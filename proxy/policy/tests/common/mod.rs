@@ -11,7 +11,12 @@ pub mod written;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::collections::BTreeSet;
+
 use fastrand::Rng;
+use pillion_certs::spiffe::TrustDomain;
+use pillion_policy::{Kind, Policy, load};
+use written::File;
 
 /// The trust domain that stands for our own.
 pub const OWN: &str = "cluster.local";
@@ -45,4 +50,33 @@ pub fn for_each_seed(count: u64, one: impl Fn(u64, &mut Rng) -> u64 + Sync) -> u
         }
     });
     sum.into_inner()
+}
+
+/// A policy, and what it was made of.
+pub struct Loaded {
+    /// Without the rules that decide nothing.
+    pub file: File,
+    pub text: String,
+    pub policy: Policy,
+    /// The names of the rules, then of the destinations, that decide nothing.
+    pub dead: [BTreeSet<String>; 2],
+}
+
+/// Loads a file without those of its rules that the check refuses.
+pub fn loaded(mut file: File, own: Option<&TrustDomain>, place: &str) -> Loaded {
+    let mut dead = [BTreeSet::new(), BTreeSet::new()];
+    loop {
+        let text = file.text();
+        let errors = match load("t", &text, own) {
+            Ok(compiled) => return Loaded { file, text, policy: compiled.policy, dead },
+            Err(errors) => errors,
+        };
+        for error in errors.as_slice() {
+            assert_eq!(error.kind, Kind::UnreachableRule, "{place}: {error}\n{text}");
+            let name = error.message.split('"').nth(1).unwrap().to_owned();
+            dead[usize::from(name.starts_with('d'))].insert(name);
+        }
+        file.rules.retain(|rule| !dead[0].contains(&rule.name));
+        file.destinations.retain(|one| !dead[1].contains(&one.name));
+    }
 }

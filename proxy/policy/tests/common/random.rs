@@ -204,7 +204,8 @@ pub fn file(random: &mut Rng) -> File {
 /// The same file after an edit or two, as a reviewer gets it.
 pub fn edited(random: &mut Rng, file: &File) -> File {
     let (mut new, other) = (file.clone(), self::file(random));
-    for _ in 0..random.u32(1..3) {
+    let fresh = |kind: &str, edit: u32| format!("{kind}-new{edit}");
+    for edit in 0..random.u32(1..3) {
         let accepted = new.domains.clone().unwrap_or_else(|| vec![OWN.to_owned()]);
         match random.u32(..10) {
             0 => new.audit = !new.audit,
@@ -215,7 +216,7 @@ pub fn edited(random: &mut Rng, file: &File) -> File {
             5 => new.passthrough = !new.passthrough,
             6 if !new.rules.is_empty() => {
                 let at = random.usize(..new.rules.len());
-                new.rules[at] = rule(random, at, &accepted);
+                new.rules[at] = Rule { name: fresh("r", edit), ..rule(random, at, &accepted) };
             }
             7 if !new.rules.is_empty() => {
                 let at = random.usize(..new.rules.len());
@@ -223,7 +224,8 @@ pub fn edited(random: &mut Rng, file: &File) -> File {
             }
             8 if !new.destinations.is_empty() => {
                 let at = random.usize(..new.destinations.len());
-                new.destinations[at] = destination(random, at, &accepted);
+                new.destinations[at] =
+                    Destination { name: fresh("d", edit), ..destination(random, at, &accepted) };
             }
             _ if new.destinations.is_empty() => {
                 new.destinations.push(destination(random, 0, &accepted))

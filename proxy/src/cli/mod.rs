@@ -1,24 +1,35 @@
-//! The command line: `check`, `explain` and `schema` on the code that the proxy itself runs on.
+//! The command line: `check`, `explain`, `diff` and `schema` on the code that the proxy itself runs
+//! on.
+
+mod connections;
+mod diff;
 
 use std::collections::HashSet;
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pillion_certs::spiffe::{SpiffeId, TrustDomain};
-use pillion_policy::{Compiled, Diagnostic, Explained, HostTable, InboundConn, MAX_FILE_BYTES};
+use pillion_policy::{
+    Compiled, Diagnostic, Explained, HostTable, InboundConn, MAX_FILE_BYTES, Policy,
+};
 use serde_json::json;
 
-/// The file is good, or the connection would be let through.
+pub use diff::DiffArgs;
+
+/// The file is good, the connection would be let through, or nothing changes.
 pub const EXIT_OK: u8 = 0;
-/// The file has errors, or warnings under `--strict`.
+/// The file has errors, or warnings under `--strict`; or two files are too large to compare.
 pub const EXIT_BAD_FILE: u8 = 1;
 /// The command line is wrong, or a file can't be read.
 pub const EXIT_USAGE: u8 = 2;
-/// `explain`: the connection would be refused.
+/// `explain`: the connection would be refused, or an open one would end.
 pub const EXIT_DENIED: u8 = 3;
+
+/// `diff`: something changes.
+pub const EXIT_CHANGED: u8 = 4;
 
 /// What `--help` ends with.
 pub const EXAMPLES: &str = "\
@@ -27,9 +38,14 @@ Examples:
   pillion-proxy check -f policy.yaml --strict       in CI: warnings fail too
   pillion-proxy explain -f policy.yaml --trust-domain cluster.local \\
       --source 10.244.1.7 --identity spiffe://cluster.local/ns/shop/sa/frontend --port 8080
+  pillion-proxy explain -f new.yaml --trust-domain cluster.local --admin 127.0.0.1:15000
+                                                    which open connections it would end
+  pillion-proxy diff policy.yaml new.yaml --trust-domain cluster.local
+                                                    which connections a change lets in or out
   pillion-proxy schema > policy.schema.json         for an editor
 
-Exit codes: 0 good or allowed, 1 the file has errors, 2 usage, 3 explain: denied.";
+Exit codes: 0 good, allowed or unchanged, 1 a file has errors, 2 usage, 3 explain: denied, or some would end,
+4 diff: something changes.";
 
 /// Transparent mTLS sidecar proxy: without a command it runs; the others look at a policy file.
 #[derive(Debug, Parser)]
@@ -57,6 +73,8 @@ pub enum Tool {
     Check(CheckArgs),
     /// Tell what the policy does with one connection, and why each other rule doesn't decide.
     Explain(ExplainArgs),
+    /// Tell which connections fare otherwise by another policy file.
+    Diff(DiffArgs),
     /// Print the JSON Schema of the policy file.
     Schema,
 }
@@ -94,18 +112,25 @@ pub struct ExplainArgs {
     /// The policy file.
     #[arg(short, long)]
     file: PathBuf,
+    /// Judge the connections that are open now instead of one: the answer of the admin endpoint
+    /// GET /connections, from a file, or from standard input if this is "-".
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["admin", "source", "identity", "port", "dest", "host"])]
+    connections: Option<PathBuf>,
+    /// The same, asked of the running proxy's admin server, 127.0.0.1:15000 for example.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["source", "identity", "port", "dest", "host"])]
+    admin: Option<SocketAddr>,
     /// Inbound is a peer that calls this pod, outbound a call by this pod's application.
     #[arg(long, value_enum, default_value_t = Direction::Inbound)]
     direction: Direction,
     /// Inbound: the peer's address.
-    #[arg(long, required_unless_present = "dest", conflicts_with_all = ["dest", "host"])]
+    #[arg(long, required_unless_present_any = ["dest", "connections", "admin"], conflicts_with_all = ["dest", "host"])]
     source: Option<IpAddr>,
     /// Inbound: the peer's SPIFFE ID; leave it out for plaintext.
     #[arg(long, conflicts_with_all = ["dest", "host"])]
     identity: Option<SpiffeId>,
     /// The port: inbound, the one that the workload listens on.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), required_unless_present_any = ["connections", "admin"])]
+    port: Option<u16>,
     /// Outbound: the destination's address.
     #[arg(long, required_if_eq("direction", "outbound"))]
     dest: Option<IpAddr>,
@@ -115,6 +140,9 @@ pub struct ExplainArgs {
     /// Our own trust domain; needed where the file has `namespace/service-account`.
     #[arg(long)]
     trust_domain: Option<TrustDomain>,
+    /// How to print the answer.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
 }
 
 /// Which way a connection goes.
@@ -153,6 +181,7 @@ pub fn execute(tool: &Tool, out: &mut dyn Write, err: &mut dyn Write) -> io::Res
     match tool {
         Tool::Check(args) => check(args, out, err),
         Tool::Explain(args) => explain(args, out, err),
+        Tool::Diff(args) => diff::run(args, out, err),
         Tool::Schema => {
             writeln!(out, "{:#}", pillion_policy::json_schema())?;
             Ok(EXIT_OK)
@@ -237,41 +266,94 @@ impl HostTable for Named {
     }
 }
 
-fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
-    let Some(text) = read(&args.file, err)? else { return Ok(EXIT_USAGE) };
-    let name = args.file.display().to_string();
-    let policy = match pillion_policy::load(&name, &text, args.trust_domain.as_ref()) {
+/// A policy file that can be asked about identities; the errors are printed, and the exit code is
+/// theirs.
+fn load(
+    path: &Path,
+    own: Option<&TrustDomain>,
+    err: &mut dyn Write,
+) -> io::Result<Result<Policy, u8>> {
+    let Some(text) = read(path, err)? else { return Ok(Err(EXIT_USAGE)) };
+    let name = path.display().to_string();
+    let policy = match pillion_policy::load(&name, &text, own) {
         Ok(compiled) => compiled.policy,
         Err(errors) => {
             writeln!(err, "{errors}")?;
-            return Ok(EXIT_BAD_FILE);
+            return Ok(Err(EXIT_BAD_FILE));
         }
     };
-    if args.trust_domain.is_none() && policy.needs_own_trust_domain() {
+    if own.is_none() && policy.needs_own_trust_domain() {
         let why = "the file has identities of the form namespace/service-account; say which trust \
                    domain they are of with --trust-domain";
         writeln!(err, "{name}: {why}")?;
-        return Ok(EXIT_USAGE);
+        return Ok(Err(EXIT_USAGE));
     }
+    Ok(Ok(policy))
+}
+
+fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let policy = match load(&args.file, args.trust_domain.as_ref(), err)? {
+        Ok(policy) => policy,
+        Err(code) => return Ok(code),
+    };
+    let answer = match (&args.connections, args.admin) {
+        (Some(path), _) => Some((path.display().to_string(), connections::from_file(path))),
+        (None, Some(admin)) => Some((admin.to_string(), connections::from_admin(admin))),
+        (None, None) => None,
+    };
+    match answer {
+        Some((_, Ok(answer))) => connections::judge(&policy, &answer, args.output, out, err),
+        Some((from, Err(error))) => {
+            writeln!(err, "{from}: the connections can't be read: {error}")?;
+            Ok(EXIT_USAGE)
+        }
+        None => explain_one(args, &policy, out, err),
+    }
+}
+
+fn explain_one(
+    args: &ExplainArgs,
+    policy: &Policy,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<u8> {
     // The proxy makes mapped addresses plain at its edge, and this is the edge of the command.
-    let explained = match (args.direction, args.source, args.dest) {
-        (Direction::Inbound, Some(source), _) => policy.explain_inbound(&InboundConn {
+    let explained = match (args.direction, args.source, args.dest, args.port) {
+        (Direction::Inbound, Some(source), _, Some(port)) => policy.explain_inbound(&InboundConn {
             source: source.to_canonical(),
-            port: args.port,
+            port,
             identity: args.identity.as_ref(),
         }),
-        (Direction::Outbound, _, Some(dest)) => {
+        (Direction::Outbound, _, Some(dest), Some(port)) => {
             let hosts = args.host.iter().map(|host| host.to_ascii_lowercase());
             let hosts = Named(hosts.collect());
-            policy.explain_outbound(dest.to_canonical(), args.port, &hosts)
+            policy.explain_outbound(dest.to_canonical(), port, &hosts)
         }
         _ => {
             writeln!(err, "inbound needs --source, outbound needs --dest")?;
             return Ok(EXIT_USAGE);
         }
     };
-    print(&explained, out)?;
+    match args.output {
+        Output::Text => print(&explained, out)?,
+        Output::Json => writeln!(out, "{:#}", json_of_explained(&explained))?,
+    }
     Ok(if explained.verdict == "deny" { EXIT_DENIED } else { EXIT_OK })
+}
+
+fn json_of_explained(explained: &Explained) -> serde_json::Value {
+    let Explained { verdict, rule, why, shadow, lines } = explained;
+    let shadow = shadow.as_ref().map(|shadow| {
+        json!({"verdict": if shadow.allow { "allow" } else { "deny" }, "rule": &*shadow.rule})
+    });
+    let lines = lines.iter().map(|line| {
+        json!({
+            "name": &*line.name, "line": line.line, "action": line.action,
+            "decides": line.decides, "why": line.why,
+        })
+    });
+    let lines: Vec<_> = lines.collect();
+    json!({"verdict": verdict, "rule": &**rule, "why": why, "reported": shadow, "rules": lines})
 }
 
 fn print(explained: &Explained, out: &mut dyn Write) -> io::Result<()> {

@@ -1,0 +1,214 @@
+//! A diff says of every connection what becomes of it, and of no other: held to the second reading
+//! of both files. And what it says, in words.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::net::IpAddr;
+
+use common::reference::{Reference, Verdict, domain, is_meant};
+use common::written::{Mode, Way};
+use common::{Loaded, OWN, for_each_seed, loaded, pairs, random};
+use fastrand::Rng;
+use pillion_certs::spiffe::TrustDomain;
+use pillion_policy::diff::{
+    Change, Diff, Effect, Identities, MOST_CLASSES, Outcome, What, Who, diff,
+};
+
+/// Connections that each pair of files is asked about, each way.
+const EACH: u64 = 50;
+
+fn own() -> TrustDomain {
+    OWN.parse().unwrap()
+}
+
+#[derive(Debug)]
+enum Peer {
+    Plaintext,
+    Probe(&'static str),
+    Identity(String),
+}
+
+fn peer(random: &mut Rng) -> Peer {
+    if random.u32(..6) == 0 {
+        return Peer::Probe(random::PATHS[random.usize(..random::PATHS.len())]);
+    }
+    random::identity(random).map_or(Peer::Plaintext, Peer::Identity)
+}
+
+/// What the proxy does, by docs/policy.md.
+fn admission(file: &Reference<'_>, ip: IpAddr, port: u16, peer: &Peer) -> Verdict {
+    let by = |allow, rule: &str| Verdict { allow, rule: rule.to_owned(), shadow: None };
+    if let Some(rule) = file.by_address(ip, port) {
+        return by(false, &rule);
+    }
+    let mode = file.mode(port);
+    let listed = |path: &str| file.file.probes.iter().any(|(on, p)| *on == port && p == path);
+    match peer {
+        _ if mode == Mode::Disable => file.inbound(ip, port, None),
+        Peer::Probe(path) if listed(path) => by(true, "probes"),
+        Peer::Plaintext | Peer::Probe(_) if mode == Mode::Strict => by(false, "mtls"),
+        Peer::Plaintext | Peer::Probe(_) => file.inbound(ip, port, None),
+        Peer::Identity(id) if !file.accepts(domain(id)) => by(false, "trustDomains"),
+        Peer::Identity(id) => file.inbound(ip, port, Some(id)),
+    }
+}
+
+fn is_one_of(ids: &Identities, id: &str) -> bool {
+    ids.matching.iter().all(|pattern| is_meant(pattern, id, false))
+        && !ids.but_not.iter().any(|pattern| is_meant(pattern, id, false))
+}
+
+/// A verdict, what decides, and what is reported.
+type Side<'s> = (&'s str, String, Option<(bool, String)>);
+
+fn told(outcome: &Outcome) -> Side<'_> {
+    let reported = outcome.reported.as_ref().map(|(allow, rule)| (*allow, rule.to_string()));
+    (outcome.verdict, outcome.rule.to_string(), reported)
+}
+
+fn place(change: &Change, ip: IpAddr, port: u16) -> bool {
+    change.ports.has(port) && change.addresses.iter().any(|net| net.contains(&ip))
+}
+
+/// The one change of verdicts that a connection is in must be the difference between the files.
+fn agrees<'c, T: Ord>(
+    found: impl Iterator<Item = &'c Change>,
+    (was, now): (T, T),
+    sides: [Side<'_>; 2],
+    place: &str,
+) {
+    let found: Vec<_> = found.filter(|change| change.what == What::Verdict).collect();
+    if sides[0] == sides[1] {
+        assert!(found.is_empty(), "{found:?}, and nothing changes: {place}");
+        return;
+    }
+    assert_eq!(found.len(), 1, "{found:?} {sides:?} {place}");
+    assert_eq!([told(&found[0].was), told(&found[0].now)], sides, "{place}");
+    let effect = match was.cmp(&now) {
+        std::cmp::Ordering::Less => Effect::Loosens,
+        std::cmp::Ordering::Greater => Effect::Tightens,
+        std::cmp::Ordering::Equal => Effect::Changes,
+    };
+    assert_eq!(found[0].effect, effect, "{place}");
+}
+
+fn inbound_agrees(found: &Diff, files: [&Reference<'_>; 2], text: &str, random: &mut Rng) {
+    let (ip, port, peer) = (random::address(random), port(random), peer(random));
+    let place_text = format!("{ip} port {port} {peer:?}\n{text}");
+    let listed = |path: &str| {
+        files.iter().any(|f| f.file.probes.iter().any(|(on, p)| *on == port && p == path))
+    };
+    let is_meant = |who: &Who| match (who, &peer) {
+        (Who::Plaintext, Peer::Plaintext) => true,
+        // A path that neither lists is plaintext like any other.
+        (Who::Plaintext, Peer::Probe(path)) => !listed(path),
+        (Who::Probe(path), Peer::Probe(asked)) => **path == **asked,
+        (Who::Identities(ids), Peer::Identity(id)) => is_one_of(ids, id),
+        (Who::Stranger, Peer::Identity(id)) => files.iter().all(|f| !f.accepts(domain(id))),
+        _ => false,
+    };
+    let here = found.changes.iter().filter(|change| change.inbound && place(change, ip, port));
+    let [was, now] = files.map(|file| admission(file, ip, port, &peer));
+    let side =
+        |v: &Verdict| (if v.allow { "allow" } else { "deny" }, v.rule.clone(), v.shadow.clone());
+    let sides = [side(&was), side(&now)];
+    agrees(
+        here.filter(|change| change.who.iter().any(is_meant)),
+        (was.allow, now.allow),
+        sides,
+        &place_text,
+    );
+}
+
+fn outbound_agrees(found: &Diff, files: [&Reference<'_>; 2], text: &str, random: &mut Rng) {
+    let (ip, port) = (random::address(random), port(random));
+    let names: Vec<&str> = random::HOSTS.iter().copied().filter(|_| random.u32(..4) == 0).collect();
+    let text = format!("{ip} port {port} {names:?}\n{text}");
+    let here = found.changes.iter().filter(|change| !change.inbound && place(change, ip, port));
+    let here: Vec<&Change> = here.collect();
+    let [(was, from), (now, to)] = files.map(|file| file.outbound(ip, port, &names));
+    if let [_, _, ..] = &*names {
+        let named = |c: &&&Change| c.who.iter().any(|w| names.iter().any(|name| is_name(w, name)));
+        let told =
+            here.iter().filter(named).any(|c| c.what == What::Verdict && !c.is_by_name_only());
+        let told = told || here.iter().any(|c| c.who.contains(&Who::NoName));
+        assert!(was.way == now.way || told, "{text}");
+        return;
+    }
+    let listed = |name: &str| here.iter().any(|c| c.who.iter().any(|w| is_name(w, name)));
+    let is_meant_by = |change: &&&Change| match &*names {
+        [name] if listed(name) => change.who.iter().any(|who| is_name(who, name)),
+        _ => change.who.contains(&Who::NoName),
+    };
+    let ours: Vec<&Change> = here.iter().filter(is_meant_by).copied().collect();
+    let side = |o: &common::reference::Outcome| (o.way.word(), o.rule.clone(), o.shadow.clone());
+    // A name that no destination of this port has is none, whatever it was called above.
+    let known = |name: &str| {
+        files.iter().any(|f| {
+            f.file.destinations.iter().any(|d| {
+                d.ports.as_ref().is_none_or(|p| p.contains(&port))
+                    && d.hosts.iter().any(|h| h.eq_ignore_ascii_case(name))
+            })
+        })
+    };
+    let ours = match &*names {
+        [name] if known(name) && !listed(name) => Vec::new(),
+        _ => ours,
+    };
+    agrees(ours.iter().copied(), (was.way, now.way), [side(&was), side(&now)], &text);
+
+    let (Some(from), Some(to), Some(id)) = (from, to, random::identity(random)) else { return };
+    if was.way != Way::Mtls || now.way != Way::Mtls {
+        return;
+    }
+    let may = |file: &Reference<'_>, servers: &[String]| {
+        file.accepts(domain(&id)) && servers.iter().any(|p| is_meant(p, &id, true))
+    };
+    let (may_was, may_now) = (may(files[0], &from.servers), may(files[1], &to.servers));
+    let has = |ids: &[Identities]| ids.iter().any(|ids| is_one_of(ids, &id));
+    let gained = ours.iter().any(|c| matches!(&c.what, What::ServersGained(ids) if has(ids)));
+    let lost = ours.iter().any(|c| matches!(&c.what, What::ServersLost(ids) if has(ids)));
+    assert_eq!((gained, lost), (!may_was && may_now, may_was && !may_now), "{id} {text}");
+    let reuse = ours.iter().any(|c| c.what == What::TunnelReuse);
+    assert_eq!(reuse, from.reuse != to.reuse, "{text}");
+}
+
+fn is_name(who: &Who, name: &str) -> bool {
+    matches!(who, Who::Name(one) if **one == *name)
+}
+
+fn port(random: &mut Rng) -> u16 {
+    random::PORTS[random.usize(..random::PORTS.len())]
+}
+
+#[test]
+fn a_verdict_differs_where_the_diff_says_so_and_nowhere_else() {
+    let files = pairs().div_ceil(EACH * 10);
+    let asked = for_each_seed(files, |seed, random| {
+        let old = random::file(random);
+        let new =
+            if random.u32(..4) == 0 { random::file(random) } else { random::edited(random, &old) };
+        let place = format!("seed {seed}");
+        let [old, new]: [Loaded; 2] = [old, new].map(|f| loaded(f, Some(&own()), &place));
+        let found = match diff(&old.policy, &new.policy, MOST_CLASSES) {
+            Ok(found) => found,
+            Err(_) => return 0,
+        };
+        let text = format!("{place}\n{}\n{}", old.text, new.text);
+        let files = [&old, &new].map(|l| Reference { file: &l.file, own_known: true });
+        let files = [&files[0], &files[1]];
+        for _ in 0..EACH {
+            inbound_agrees(&found, files, &text, random);
+            outbound_agrees(&found, files, &text, random);
+        }
+        EACH
+    });
+    assert!(asked > files * EACH * 9 / 10, "{asked}: too many pairs were too large");
+}
