@@ -30,6 +30,14 @@ fn loads(sidecar: &Sidecar, result: &str) -> Result<f64, Failure> {
     sidecar.metric(metric::CERTIFICATE_RELOADS, &[("result", result)])
 }
 
+/// Waits until the proxy has logged what is wrong with its certificates.
+fn complains(sidecar: &Sidecar, of: &str) -> Result<(), Failure> {
+    wait_until(of, LIMIT, || {
+        let said = sidecar.messages("certificates can't be used")?;
+        Ok(said.iter().any(|line| line.mentions(of)).then_some(()))
+    })
+}
+
 fn one_exchange(client: &Pod, server: &Pod) -> Result<(), Failure> {
     for address in server.addresses() {
         let listener = server.listen(SocketAddr::new(address, APP))?;
@@ -52,7 +60,7 @@ fn an_identity_comes_is_rotated_and_outlives_the_agent() {
         let _caller = client.mesh(bed, calls(&server))?;
 
         // Registered too late, as an agent's workload often is.
-        callee.wait_message("no identity issued")?;
+        complains(&callee, "no identity issued")?;
         assert_eq!(callee.health("/healthz/ready")?.0, 503);
         let first = Answer::of(SERVER, &bed.issue(&bed.ca()?, SERVER, "first")?)?;
         agent.say(first.clone());
@@ -73,7 +81,7 @@ fn an_identity_comes_is_rotated_and_outlives_the_agent() {
 
         // What can't be used changes nothing; it is counted and told.
         agent.say(first.torn());
-        callee.wait_message("certificates can't be used")?;
+        complains(&callee, "the X.509-SVID: certificate 1")?;
         wait_until("the count", LIMIT, || {
             // The agent's first refusals are among them.
             Ok((loads(&callee, "workload_api")? >= 2.0).then_some(()))
@@ -82,8 +90,12 @@ fn an_identity_comes_is_rotated_and_outlives_the_agent() {
         one_exchange(&client, &server)?;
 
         // An agent that restarts is found again, and one that is gone takes nothing away.
+        let told = callee.messages("certificates can't be used")?.len();
         drop(agent);
-        callee.wait_message("Unavailable").or_else(|_| callee.wait_message("unavailable"))?;
+        wait_until("news of its end", LIMIT, || {
+            let now = callee.messages("certificates can't be used")?;
+            Ok((now.len() > told).then_some(()))
+        })?;
         one_exchange(&client, &server)?;
         let agent = WorkloadApi::start(&socket(bed))?;
         agent.say(Answer::of(SERVER, &bed.issue(&bed.ca()?, SERVER, "third")?)?);
