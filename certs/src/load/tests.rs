@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::issue::{self, CertificateAuthority, Issued};
+use crate::received::Received;
 use rustls_pki_types::PrivateKeyDer;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -76,6 +77,9 @@ fn every_label_is_raised() {
     raised.insert(label(&IdentityFiles { trust_domain: other, ..made.files() }));
     raised.insert(label(&IdentityFiles { ca: made.dir.path().to_owned(), ..made.files() }));
     raised.insert(label(&IdentityFiles { ca: "/nonexistent".into(), ..made.files() }));
+
+    let nothing = Received::default().generation(None, KeyExchange::Auto);
+    raised.insert(nothing.unwrap_err().label());
 
     // Two that no file can be made to raise at will.
     raised.insert(changing().err().unwrap().label());
