@@ -1,11 +1,14 @@
 //! An identity as the SPIFFE Workload API hands it out, in memory.
 
+use std::collections::BTreeMap;
+
 use rustls_pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
+use crate::files::{ContentHash, Hasher};
 use crate::generation::{KeyExchange, TlsGeneration};
 use crate::load::LoadError;
 use crate::revocation::RevocationLists;
@@ -30,7 +33,8 @@ pub struct Received {
 }
 
 impl Received {
-    /// Builds a generation of it, by the same rules as from files.
+    /// Builds a generation of it, by the same rules as from files; but a federated bundle that
+    /// can't be used is left out, and a warning says so.
     ///
     /// # Errors
     /// [`LoadError::WorkloadApi`] says which part can't be used;
@@ -72,13 +76,42 @@ impl Received {
                 .map_err(|error| format!("{name}: {error}"))
         };
         add(own.trust_domain().clone(), &self.bundle)?;
+        // Whoever keeps a partner's bundle must not be able to hold up our own rotation, or the
+        // revocations that came with it: that domain is nobody's until its bundle is mended.
         for (id, der) in &self.federated {
-            let domain = TrustDomain::from_id(id)
-                .map_err(|error| format!("a federated bundle of {id:?}: {error}"))?;
-            add(domain, der)?;
+            let added = TrustDomain::from_id(id)
+                .map_err(|error| format!("a federated bundle of {id:?}: {error}"))
+                .and_then(|domain| add(domain, der));
+            if let Err(reason) = added {
+                tracing::warn!(%reason, "the peers of this trust domain are refused");
+            }
         }
-        TlsGeneration::new(chain, &key, bundles.with_revocation_lists(lists), key_exchange)
-            .map_err(|error| format!("the X.509-SVID: {error}"))
+        let bundles = bundles.with_revocation_lists(lists);
+        let generation = TlsGeneration::new(chain.clone(), &key, bundles, key_exchange)
+            .map_err(|error| format!("the X.509-SVID: {error}"))?;
+        if let Err(refusal) = generation.verifier().verify(&chain, UnixTime::now()) {
+            let reason = refusal.to_string();
+            tracing::warn!(%reason, "peers with our trust bundle would refuse our certificate");
+        }
+        Ok(generation)
+    }
+
+    /// For "is this what we had?": agents say the same again to whoever asks anew.
+    #[must_use]
+    pub fn content_hash(&self) -> ContentHash {
+        let mut hasher = Hasher::new();
+        for part in [self.id.as_bytes(), &self.svid, &self.key, &self.bundle] {
+            hasher.part(part);
+        }
+        // Their order in the answer means nothing.
+        let federated: BTreeMap<_, _> = self.federated.iter().map(|(id, der)| (id, der)).collect();
+        for (id, der) in federated {
+            hasher.part(id.as_bytes());
+            hasher.part(der);
+        }
+        hasher.part(b"lists");
+        self.lists.iter().for_each(|list| hasher.part(list));
+        hasher.finish()
     }
 }
 
@@ -143,10 +176,7 @@ mod tests {
         assert!(
             generation
                 .verifier()
-                .verify(
-                    &certificates("", &received().svid).unwrap(),
-                    rustls_pki_types::UnixTime::now()
-                )
+                .verify(&certificates("", &received().svid).unwrap(), UnixTime::now())
                 .is_err()
         );
     }
@@ -155,7 +185,7 @@ mod tests {
     fn each_part_that_cannot_be_used_is_named() {
         let expected = "other.example".parse().unwrap();
         type Spoil = fn(&mut Received);
-        let spoilt: [(Option<&TrustDomain>, Spoil, &str); 9] = [
+        let spoilt: [(Option<&TrustDomain>, Spoil, &str); 8] = [
             (None, |r| r.svid.clear(), "no certificate"),
             (None, |r| r.svid.truncate(200), "certificate 1"),
             (None, |r| r.svid.push(0x30), "certificate 2"),
@@ -163,7 +193,6 @@ mod tests {
             (Some(&expected), |_| (), "is configured"),
             (None, |r| r.key = Zeroizing::new(vec![1, 2, 3]), "the private key can't be used"),
             (None, |r| r.bundle.clear(), "the bundle of own.example: it holds no certificate"),
-            (None, |r| r.federated[0].0 = "partner.example".to_owned(), "a federated bundle"),
             (None, |r| r.lists.push(vec![0x30, 0]), "the revocation lists: list 1"),
         ];
         for (expected, spoil, part) in spoilt {
@@ -172,6 +201,49 @@ mod tests {
             let error = received.generation(expected, KeyExchange::Auto).unwrap_err();
             assert_eq!(error.label(), "workload_api");
             assert!(error.to_string().contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_federated_bundle_that_cannot_be_used_takes_only_its_own_domain_away() {
+        type Spoil = fn(&mut Received);
+        let spoilt: [Spoil; 4] = [
+            |r| r.federated[0].1.clear(),
+            |r| r.federated[0].1.truncate(100),
+            |r| r.federated[0].0 = "partner.example".to_owned(),
+            |r| r.federated[0].0 = "spiffe://own.example".to_owned(),
+        ];
+        for spoil in spoilt {
+            let mut received = received();
+            spoil(&mut received);
+            let generation = received.generation(None, KeyExchange::Auto).unwrap();
+            let domains: Vec<_> = generation.verifier().bundles().domains().cloned().collect();
+            assert_eq!(domains, ["own.example".parse().unwrap()]);
+            let own = certificates("", &received.svid).unwrap();
+            assert!(generation.verifier().verify(&own, UnixTime::now()).is_ok(), "ours is whole");
+        }
+    }
+
+    #[test]
+    fn the_same_answer_has_the_same_hash_and_every_part_counts() {
+        let mut one = received();
+        one.federated.push(("spiffe://b.example".to_owned(), vec![1]));
+        let hash = one.content_hash();
+        one.federated.reverse();
+        assert_eq!(one.content_hash(), hash);
+        type Change = fn(&mut Received);
+        let changes: [Change; 6] = [
+            |r| r.id.push('x'),
+            |r| r.svid.push(0),
+            |r| r.key.push(0),
+            |r| r.bundle.push(0),
+            |r| r.federated[0].1.push(0),
+            |r| r.lists.push(vec![0]),
+        ];
+        let mut seen = std::collections::HashSet::from([hash]);
+        for change in changes {
+            change(&mut one);
+            assert!(seen.insert(one.content_hash()));
         }
     }
 

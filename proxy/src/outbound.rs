@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_certs::verify::VerifiedPeer;
-use pillion_policy::{DEFAULT_RULE, Destination, OutboundAction, OutboundDecision, Policy};
+use pillion_policy::{
+    DEFAULT_RULE, Destination, Enforcement, OutboundAction, OutboundDecision, Policy,
+};
 use rustls::pki_types::UnixTime;
 
 use crate::dial::dial;
@@ -200,7 +202,10 @@ fn unknown_name(
     if policy.hosts().iter().all(known) {
         return None;
     }
+    // Under audit a denial is lifted, and so is one that may be.
+    let lifted = policy.enforcement() == Enforcement::Audit;
     let stricter = |action: OutboundAction| match decision {
+        _ if lifted && action == OutboundAction::Deny => false,
         OutboundDecision::Deny { .. } => false,
         OutboundDecision::Mtls { .. } => action == OutboundAction::Deny,
         OutboundDecision::Passthrough { .. } => action != OutboundAction::Passthrough,
@@ -244,22 +249,23 @@ async fn shake_hands(
         conn.set_detail(format!("{}: {e}", e.label()));
         e.reason()
     };
-    if !without.contains(dst.0, Instant::now()) {
+    let known = without.contains(dst.0, Instant::now());
+    if !known {
         let offer = if tunnel { Offer::Tunnel } else { Offer::Single };
         match tls::connect(&mut leg, offer, generation, engine).await {
             Err(HandshakeError::NoProtocol) => {}
             made => return made.map(|made| (leg, made)).map_err(failed),
         }
         shared.metrics.handshake(Direction::Outbound, HandshakeError::NoProtocol.label());
-        without.insert(dst.0, Instant::now());
         leg = connect(shared, conn, dst).await?;
     }
-    let made = tls::connect(&mut leg, Offer::Nothing, generation, engine).await;
-    made.map(|made| (leg, made)).map_err(|e| {
-        // Another server may be there by now, and one of ours would know us by the offer alone.
-        without.remove(dst.0);
-        failed(e)
-    })
+    // Another server may be there by now, and one of ours would know us by the offer alone, or
+    // stay silent until the deadline: who is remembered is one with whom this has just gone well.
+    // And an alert alone is nobody's word.
+    without.remove(dst.0);
+    let made = tls::connect(&mut leg, Offer::Nothing, generation, engine).await.map_err(failed)?;
+    without.insert(dst.0, Instant::now());
+    Ok((leg, made))
 }
 
 /// mTLS to the server, whose identity must be one that the destination expects.

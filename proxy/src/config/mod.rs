@@ -260,6 +260,8 @@ fn identity(r: &mut Reader) -> IdentityFiles {
             key: r.path("PILLION_TLS_KEY_FILE"),
         },
     };
+    // An empty value would quietly revoke nobody, as a template that lacks its file writes it.
+    r.refuse_blank("PILLION_TLS_CRL_FILE");
     IdentityFiles {
         svid,
         ca: r.path("PILLION_TLS_CA_FILE"),
@@ -363,6 +365,9 @@ mod tests {
         assert!(c.identity.paths().contains(&"/crl.pem".into()), "and watched");
         let (c, _) = Config::from_env(&env(&[])).unwrap();
         assert_eq!(c.identity.crl, None);
+        let ConfigErrors(blank) =
+            Config::from_env(&env(&[("PILLION_TLS_CRL_FILE", " ")])).unwrap_err();
+        assert_eq!(blank[0].name, "PILLION_TLS_CRL_FILE", "it would revoke nobody");
     }
 
     #[test]

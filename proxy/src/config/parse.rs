@@ -53,6 +53,13 @@ impl Reader {
         }
     }
 
+    /// For a variable of which "not set" and "set to nothing" must not be the same.
+    pub(super) fn refuse_blank(&mut self, name: &str) {
+        if self.vars.get(name).is_some_and(|value| value.trim().is_empty()) {
+            self.error(name, "it is set, and empty: name a file, or unset it");
+        }
+    }
+
     /// For a variable that means nothing beside `other`.
     pub(super) fn refuse_beside(&mut self, name: &str, other: &str) {
         if self.vars.contains_key(name) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pillion_certs::load::{IdentityFiles, LoadError};
 use pillion_certs::received::Received;
 use pillion_certs::reload::{Outcome, Reloader};
+use pillion_certs::watch::ContentHash;
 use rustls::pki_types::UnixTime;
 use tokio::sync::{Notify, mpsc};
 
@@ -50,6 +51,8 @@ pub(super) struct Agent {
     answers: mpsc::Receiver<Result<Received, String>>,
     /// What was wrong last: it is told once.
     said: Option<LoadError>,
+    /// What was good last: it is no news.
+    good: Option<ContentHash>,
     identity: IdentityFiles,
 }
 
@@ -60,7 +63,7 @@ impl Agent {
         // One answer at a time: the next waits in the stream.
         let (sender, answers) = mpsc::channel(1);
         tokio::spawn(super::workload_api::follow(socket, sender, Arc::clone(changed)));
-        Some(Self { answers, said: None, identity: config.identity.clone() })
+        Some(Self { answers, said: None, good: None, identity: config.identity.clone() })
     }
 
     // Configured nevertheless, it has stopped the start.
@@ -72,12 +75,18 @@ impl Agent {
     fn poll(&mut self) -> Outcome {
         let Ok(answer) = self.answers.try_recv() else { return Outcome::Unchanged };
         let (domain, key_exchange) = (&self.identity.trust_domain, self.identity.key_exchange);
-        let loaded = answer
-            .map_err(LoadError::WorkloadApi)
-            .and_then(|received| received.generation(domain.as_ref(), key_exchange));
+        let loaded = answer.map_err(LoadError::WorkloadApi).and_then(|received| {
+            let hash = received.content_hash();
+            if self.good == Some(hash) {
+                return Ok(None);
+            }
+            let generation = received.generation(domain.as_ref(), key_exchange)?;
+            Ok(Some((hash, generation)))
+        });
         match loaded {
-            Ok(generation) => {
-                self.said = None;
+            Ok(None) => Outcome::Unchanged,
+            Ok(Some((hash, generation))) => {
+                (self.said, self.good) = (None, Some(hash));
                 Outcome::Loaded(Arc::new(generation))
             }
             Err(error) if self.said.as_ref() == Some(&error) => Outcome::Unchanged,

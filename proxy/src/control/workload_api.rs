@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pillion_certs::received::Received;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Endpoint;
@@ -27,7 +28,12 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// The agent may be starting still, or restart: tried again, at first soon.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From dialling to the head of the answer.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// An agent that hangs, or whose connection was lost without a word, is noticed by these: on a
+/// stream that is silent for days nothing else would (RFC 9113 §6.7).
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct X509SvidRequest {}
@@ -72,7 +78,8 @@ impl fmt::Debug for X509Svid {
 }
 
 /// Follows the agent for ever: sends each answer, and why there is none. An agent that ends the
-/// stream or refuses is asked again, after half a second at first, and at last every 30 seconds.
+/// stream or refuses is asked again, after half a second at first, and at last every 30 seconds;
+/// soon again only after a stream that has lasted.
 ///
 /// `changed` is called after each. It ends when nobody listens any more.
 pub(super) async fn follow(
@@ -82,12 +89,13 @@ pub(super) async fn follow(
 ) {
     let mut retry = FIRST_RETRY;
     loop {
-        let why = match open(&socket).await {
+        let began = Instant::now();
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, open(&socket)).await;
+        let why = match opened.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))) {
             Err(status) => status,
             Ok(mut stream) => loop {
                 match stream.message().await {
                     Ok(Some(answer)) => {
-                        retry = FIRST_RETRY;
                         if answers.send(received(answer)).await.is_err() {
                             return;
                         }
@@ -103,6 +111,9 @@ pub(super) async fn follow(
             return;
         }
         changed.notify_one();
+        if began.elapsed() > LAST_RETRY {
+            retry = FIRST_RETRY;
+        }
         tokio::time::sleep(retry).await;
         retry = (retry * 2).min(LAST_RETRY);
     }
@@ -122,7 +133,11 @@ fn said(status: &Status) -> String {
 async fn open(socket: &EndpointSocket) -> Result<Streaming<X509SvidResponse>, Status> {
     let failed = |e: tonic::transport::Error| Status::from_error(Box::new(e));
     let endpoint = Endpoint::from_shared(socket.uri()).map_err(failed)?;
-    let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(failed)?;
+    let endpoint = endpoint
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true);
+    let channel = endpoint.connect().await.map_err(failed)?;
     let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
     client.ready().await.map_err(failed)?;
     let mut request = Request::new(X509SvidRequest {});
