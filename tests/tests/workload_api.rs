@@ -1,6 +1,7 @@
 //! Sidecars whose identity comes from the SPIFFE Workload API: no file of certificates is there.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -160,5 +161,26 @@ fn federated_bundles_and_revocation_lists_come_with_it() {
             .wait_logs("a revoked peer", 1, |line| line.text("detail").starts_with("revoked:"))
             .map(drop)?;
         Ok(())
+    });
+}
+
+#[test]
+fn an_agent_that_is_silent_is_given_up_and_asked_again() {
+    run("workload-api-silent", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        // It accepts, and says nothing.
+        let silent = std::os::unix::net::UnixListener::bind(socket(bed))?;
+        std::fs::set_permissions(socket(bed), std::fs::Permissions::from_mode(0o777))?;
+        let serve = MeshOptions::new(policy::serve(&[CLIENT]), SERVER);
+        let mut callee = server.mesh_unready(bed, from_agent(serve, &socket(bed)))?;
+        complains(&callee, "no answer")?;
+        assert_eq!(callee.health("/healthz/ready")?.0, 503);
+        drop(silent);
+        std::fs::remove_file(socket(bed))?;
+        let agent = WorkloadApi::start(&socket(bed))?;
+        agent.say(Answer::of(SERVER, &bed.issue(&bed.ca()?, SERVER, "own")?)?);
+        callee.wait_ready()?;
+        let _caller = client.mesh(bed, calls(&server))?;
+        one_exchange(&client, &server)
     });
 }
