@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpStream;
 
 use crate::net::{self, Leg};
 use crate::telemetry::CloseReason;
@@ -56,21 +57,47 @@ pub async fn dial(
     source: Option<IpAddr>,
     timeout: Duration,
 ) -> Result<Leg, DialError> {
+    dial_telling(dst, source, timeout, |_| ()).await.map(|(leg, ())| leg)
+}
+
+/// The same; `began` is told our own address before the connection can arrive anywhere that is
+/// not this very thread's to accept.
+///
+/// # Errors
+/// See [`dial`].
+pub async fn dial_telling<T>(
+    dst: SocketAddr,
+    source: Option<IpAddr>,
+    timeout: Duration,
+    began: impl FnOnce(SocketAddr) -> T,
+) -> Result<(Leg, T), DialError> {
     let failed = |e| DialError::Failed(dst, e);
-    let socket = if dst.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let socket = socket.map_err(failed)?;
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(dst), kind, None).map_err(failed)?;
     net::set_options(&socket).map_err(failed)?;
     if let Some(source) = source {
         // The port is chosen at connect(2), by the whole four-tuple: without this
         // every connection from one source takes a port of its own (ip(7)).
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).map_err(|e| failed(e.into()))?;
-        socket.bind(SocketAddr::new(source, 0)).map_err(|e| DialError::NoSource(source, e))?;
+        socket
+            .bind(&SocketAddr::new(source, 0).into())
+            .map_err(|e| DialError::NoSource(source, e))?;
     }
-    let stream: TcpStream = tokio::time::timeout(timeout, socket.connect(dst))
+    match socket.connect(&dst.into()) {
+        Err(e) if e.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(failed(e)),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into()).map_err(failed)?;
+    let told = began(stream.local_addr().map_err(failed)?);
+    let connected = async {
+        stream.writable().await?;
+        stream.take_error()?.map_or(Ok(()), Err)
+    };
+    tokio::time::timeout(timeout, connected)
         .await
         .map_err(|_| DialError::Timeout(dst, timeout))?
         .map_err(failed)?;
-    Ok(Leg::new(stream))
+    Ok((Leg::new(stream), told))
 }
 
 #[cfg(test)]

@@ -11,15 +11,18 @@ use pillion_policy::{
 };
 use rustls::pki_types::UnixTime;
 
-use crate::dial::dial;
+use crate::dial::{DialError, dial, dial_telling};
 use crate::lane::{Key, Lane, Parked};
-use crate::live::{Conn, Shared, Tls};
+use crate::live::{Conn, Dial, Shared, Tls};
 use crate::net::{self, Leg, OriginalDst};
 use crate::relay::{self, Ended};
 use crate::telemetry::{CloseReason, Direction};
 use crate::tls::{self, Established, HandshakeError};
 use crate::tunnel::{self, Life, Role};
 use crate::wire::{self, Wire};
+
+/// How often a server is dialled for one connection of the app, the first time included.
+const MOST_DIALS: usize = 4;
 
 /// Serves a redirected connection to its end, and says why it ended.
 pub async fn serve(lane: &Rc<Lane>, conn: &Rc<Conn>, mut leg: Leg) -> CloseReason {
@@ -104,6 +107,7 @@ async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &Leg) -> Result<Upstream, 
         CloseReason::NoOriginalDst
     })?;
     conn.set_destination(dst);
+    refuse_our_own(shared, conn, dst)?;
     let local = shared.published.local.load_full();
     if local.is_own(dst.0.ip()) && shared.own_ports.contains(&dst.0.port()) {
         shared.metrics.self_calls.inc();
@@ -127,8 +131,7 @@ async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &Leg) -> Result<Upstream, 
             if let Some(server) = warm(lane, conn, &key, &destination) {
                 return Ok(Upstream::Mtls(server));
             }
-            let leg = connect(shared, conn, dst).await?;
-            originate(lane, conn, leg, dst, key, destination).await
+            originate(lane, conn, dst, key, destination).await
         }
     }
 }
@@ -223,13 +226,71 @@ fn evaluate(shared: &Shared, dst: OriginalDst) -> Result<OutboundDecision, Close
     Ok(policy.outbound(dst.0.ip(), dst.0.port(), &**shared.published.hosts.load()))
 }
 
+/// A connection that we make ourselves and that was redirected to us in place of its server:
+/// see [`Dials`](crate::live::Dials). Whoever makes it tries again.
+fn refuse_our_own(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<(), CloseReason> {
+    if !shared.dials.came_back(conn.source.0, dst.0) {
+        return Ok(());
+    }
+    shared.metrics.self_calls.inc();
+    conn.set_detail("our own connection came back: conntrack takes it for one of the app's");
+    Err(CloseReason::SelfCall)
+}
+
+/// Opens the connection to the very address that the app asked for, where TLS will be spoken.
+async fn connect_for_tls(
+    shared: &Shared,
+    conn: &Conn,
+    dst: OriginalDst,
+) -> Result<(Leg, Dial), CloseReason> {
+    let began = |local| shared.dials.begin(net::canonical(local), dst.0);
+    let dialled = dial_telling(dst.0, None, shared.config.timeouts.connect, began).await;
+    dialled.map_err(|e| not_connected(shared, conn, &e))
+}
+
+fn not_connected(shared: &Shared, conn: &Conn, e: &DialError) -> CloseReason {
+    shared.metrics.connect_failure(Direction::Outbound, e.reason());
+    conn.set_detail(e.to_string());
+    e.reason()
+}
+
 /// Opens the connection to the very address that the app asked for.
 async fn connect(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<Leg, CloseReason> {
-    dial(dst.0, None, shared.config.timeouts.connect).await.map_err(|e| {
-        shared.metrics.connect_failure(Direction::Outbound, e.reason());
-        conn.set_detail(e.to_string());
-        e.reason()
-    })
+    let dialled = dial(dst.0, None, shared.config.timeouts.connect).await;
+    dialled.map_err(|e| not_connected(shared, conn, &e))
+}
+
+/// A connection and its handshake, made again where it came back to us: with another port.
+async fn reach_server(
+    lane: &Rc<Lane>,
+    conn: &Rc<Conn>,
+    dst: OriginalDst,
+    tunnel: bool,
+    generation: &TlsGeneration,
+) -> Result<(Leg, Established), CloseReason> {
+    let shared = &lane.shared;
+    let mut dials_left = MOST_DIALS;
+    loop {
+        dials_left -= 1;
+        let (leg, dial) = connect_for_tls(shared, conn, dst).await?;
+        let started = Instant::now();
+        let slot = lane.registry.begin_handshake(conn);
+        let handshake = shake_hands(lane, conn, leg, dst, tunnel, generation);
+        let done = tokio::time::timeout(shared.config.timeouts.handshake, handshake).await;
+        drop(slot);
+        let made = done.unwrap_or_else(|_| {
+            shared.metrics.handshake(Direction::Outbound, "timeout");
+            Err(CloseReason::HandshakeTimeout)
+        });
+        if made.is_ok() {
+            shared.metrics.handshake(Direction::Outbound, "ok");
+            let seconds = started.elapsed().as_secs_f64();
+            shared.metrics.handshake_seconds(Direction::Outbound, seconds);
+        }
+        if made.is_ok() || dials_left == 0 || !dial.has_come_back() {
+            return made;
+        }
+    }
 }
 
 /// A handshake. A server that refuses our protocols, which means nothing against mTLS with
@@ -273,24 +334,14 @@ async fn shake_hands(
 async fn originate(
     lane: &Rc<Lane>,
     conn: &Rc<Conn>,
-    leg: Leg,
     dst: OriginalDst,
     mut key: Key,
     destination: Arc<Destination>,
 ) -> Result<Upstream, CloseReason> {
     let shared = &lane.shared;
     let generation = shared.published.usable_tls().ok_or(CloseReason::NoCertificate)?;
-    let started = Instant::now();
-    let slot = lane.registry.begin_handshake(conn);
-    let handshake = shake_hands(lane, conn, leg, dst, destination.tunnel_reuse(), &generation);
-    let done = tokio::time::timeout(shared.config.timeouts.handshake, handshake).await;
-    drop(slot);
-    let (leg, made) = done.unwrap_or_else(|_| {
-        shared.metrics.handshake(Direction::Outbound, "timeout");
-        Err(CloseReason::HandshakeTimeout)
-    })?;
-    shared.metrics.handshake(Direction::Outbound, "ok");
-    shared.metrics.handshake_seconds(Direction::Outbound, started.elapsed().as_secs_f64());
+    let tunnel = destination.tunnel_reuse();
+    let (leg, made) = reach_server(lane, conn, dst, tunnel, &generation).await?;
     // The policy may have changed during the handshake: the newest one decides who
     // the server has to be.
     let destination = match evaluate(shared, dst)? {

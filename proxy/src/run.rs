@@ -74,6 +74,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         max_connections: max_connections(config.max_connections)?,
         may_busy_poll: AtomicBool::new(true),
         log_limiter: LogLimiter::default(),
+        dials: Arc::default(),
         resolve,
         config,
     });

@@ -2,11 +2,13 @@
 //! connections that are open under it.
 
 mod conn;
+mod dials;
 mod judged;
 mod published;
 mod registry;
 
 pub use conn::{Conn, Stage, Tls};
+pub use dials::{Dial, Dials};
 pub use judged::{Facts, Told};
 pub use published::{AsOpened, Host, HostAddresses, LocalNet, Published, ResolveRequest, Shared};
 pub use registry::{Guard, HandshakeSlot, Registry};

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::Config;
 use crate::telemetry::{AccessLog, CloseReason, LogLimiter, Metrics};
 
-use super::Conn;
+use super::{Conn, Dials};
 
 /// How long a connection waits for names to be resolved again after a miss.
 const RESOLVE_WAIT: Duration = Duration::from_secs(1);
@@ -160,6 +160,8 @@ pub struct Shared {
     pub may_busy_poll: AtomicBool,
     /// Keeps errors of accept(2) to one line a second.
     pub log_limiter: LogLimiter,
+    /// Our own connections that are being made.
+    pub dials: Arc<Dials>,
     /// To the control thread's resolver.
     pub resolve: mpsc::Sender<ResolveRequest>,
 }

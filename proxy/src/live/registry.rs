@@ -218,6 +218,7 @@ mod tests {
             max_connections: 1,
             may_busy_poll: AtomicBool::new(false),
             log_limiter: LogLimiter::default(),
+            dials: Arc::default(),
             resolve: mpsc::channel(1).0,
             config,
         })

@@ -81,7 +81,8 @@ reasons! {
     NameUnresolved = "name_unresolved",
     /// The kernel did not know the original destination.
     NoOriginalDst = "no_original_dst",
-    /// Somebody dialled one of the proxy's own ports through the proxy.
+    /// Somebody dialled one of the proxy's own ports through the proxy; or, as the detail then says,
+    /// our own connection to a server was redirected to us and is made again.
     SelfCall = "self_call",
     /// No usable certificate is loaded yet, or ours is expired, not valid yet or revoked.
     NoCertificate = "no_certificate",
