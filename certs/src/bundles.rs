@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
+use crate::dates::seconds;
 use crate::expiry::{Lifetime, Subject};
 use crate::revocation::RevocationLists;
 use crate::spiffe::TrustDomain;
@@ -116,18 +117,66 @@ impl TrustBundles {
         self.domains.get(domain)
     }
 
-    /// The lifetime of each domain's longest-lived authority: after that, nobody of that domain
-    /// can be verified.
-    pub fn lifetimes(&self) -> impl Iterator<Item = Lifetime> {
-        self.domains.iter().filter_map(|(domain, bundle)| {
-            let last = bundle.authorities.iter().max_by_key(|a| a.not_after)?;
+    /// For each domain, the lifetime of the longest-lived authority of those that are valid or over
+    /// at the time `now`: after that, nobody of that domain can be verified until another begins.
+    /// One that is published ahead counts from its beginning on; where there are no others, that is
+    /// the first of them to begin.
+    pub fn lifetimes(&self, now: UnixTime) -> impl Iterator<Item = Lifetime> {
+        let now = seconds(now);
+        self.domains.iter().filter_map(move |(domain, bundle)| {
+            let authorities = || bundle.authorities.iter();
+            let begun = authorities().filter(|a| a.not_before <= now).max_by_key(|a| a.not_after);
+            let counts = begun.or_else(|| authorities().min_by_key(|a| a.not_before))?;
             let subject = Subject::Authority(domain.clone());
-            Some(Lifetime { subject, from: last.not_before, until: last.not_after })
+            Some(Lifetime { subject, from: counts.not_before, until: counts.not_after })
         })
     }
 
     /// The domains, in no order.
     pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
         self.domains.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use time::OffsetDateTime;
+
+    /// An authority's certificate that is valid between these seconds since the Unix epoch.
+    fn authority(from: i64, until: i64) -> CertificateDer<'static> {
+        let at = |second| OffsetDateTime::from_unix_timestamp(second).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        (params.not_before, params.not_after) = (at(from), at(until));
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn an_authority_published_ahead_hides_no_end_before_it_begins() {
+        let (old, used, next, last) = ((100, 200), (150, 300), (250, 900), (280, 800));
+        for (authorities, now, counts) in [
+            (&[used, next][..], 200, used),
+            (&[next, used], 200, used),
+            (&[used, next], 249, used),
+            (&[used, next], 250, next),
+            (&[old, used], 180, used),
+            (&[old, used], 140, old),
+            // Over, and the next has not begun.
+            (&[old, next], 240, old),
+            // None has begun: the first to do so.
+            (&[last, next], 90, next),
+            (&[next, last], 90, next),
+            (&[next], 90, next),
+        ] {
+            let certificates: Vec<_> =
+                authorities.iter().map(|(from, until)| authority(*from, *until)).collect();
+            let mut bundles = TrustBundles::new();
+            bundles.add("example.org".parse().unwrap(), &certificates).unwrap();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+            let found: Vec<_> = bundles.lifetimes(now).map(|l| (l.from, l.until)).collect();
+            assert_eq!(found, [counts], "{authorities:?} at {now:?}");
+        }
     }
 }

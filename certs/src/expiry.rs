@@ -18,7 +18,7 @@ const NEAR: i64 = 30 * DAY;
 pub enum Subject {
     /// Our own certificate.
     OwnSvid,
-    /// The longest-lived authority of a trust domain's bundle.
+    /// The longest-lived authority of a trust domain's bundle, of those that have begun.
     Authority(TrustDomain),
     /// A revocation list, by its issuer's distinguished name.
     RevocationList(String),

@@ -201,10 +201,10 @@ impl TlsGeneration {
         self.verifier.bundles().revocation_lists()
     }
 
-    /// Everything that ends: our own certificate, the longest-lived authority of each trusted
-    /// domain, each revocation list.
+    /// Everything that ends: our own certificate, the authority of each trusted domain that counts
+    /// at the time `now` (see [`TrustBundles::lifetimes`]), each revocation list.
     #[must_use]
-    pub fn lifetimes(&self) -> Vec<Lifetime> {
+    pub fn lifetimes(&self, now: UnixTime) -> Vec<Lifetime> {
         let own = Lifetime {
             subject: Subject::OwnSvid,
             from: self.own.not_before,
@@ -212,7 +212,7 @@ impl TlsGeneration {
         };
         let bundles = self.verifier.bundles();
         let mut all = vec![own];
-        all.extend(bundles.lifetimes());
+        all.extend(bundles.lifetimes(now));
         all.extend(bundles.revocation_lists().lifetimes().cloned());
         all
     }

@@ -1,54 +1,137 @@
 //! The path from a leaf to an authority of its trust domain: webpki's work, and what webpki does
 //! not look at.
 
+use std::cell::{Cell, RefCell};
+
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
-use webpki::RevocationOptions;
+use webpki::{ExpirationPolicy, RevocationOptions};
 
 use crate::bundles::{Authority, Bundle};
 use crate::dates::{rfc3339, seconds};
 use crate::leaf;
 use crate::refusal::{LeafSummary, PeerRefusal};
+use crate::revocation::{RevocationLists, RevokedEntry};
 
-/// Whether a path leads from the chain's leaf to an authority of the bundle (RFC 5280 §6.1).
-///
-/// # Errors
-/// webpki's; [`refusal`] puts it in our words.
-pub(crate) fn check(
-    algorithms: &[&dyn SignatureVerificationAlgorithm],
-    bundle: &Bundle,
-    chain: &[CertificateDer<'_>],
-    now: UnixTime,
-    revocation: Option<RevocationOptions<'_>>,
-) -> Result<(), webpki::Error> {
-    let (end_entity, intermediates) = chain.split_first().ok_or(webpki::Error::UnknownIssuer)?;
+/// Why no path stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PathError {
+    /// A certificate on the only path, or on each, is revoked.
+    Revoked(RevokedEntry),
+    /// webpki's word; [`refusal`] puts it in ours.
+    Failed(webpki::Error),
+}
+
+impl PathError {
+    /// Of several paths, the gravest fault is that of the chain.
+    fn gravity(&self) -> u8 {
+        match self {
+            Self::Revoked(_) => 2,
+            Self::Failed(webpki::Error::CrlExpired { .. }) => 1,
+            Self::Failed(_) => 0,
+        }
+    }
+}
+
+/// A chain, leaf first, and what it is validated by at the time `now`.
+pub(crate) struct PathCheck<'a> {
+    pub(crate) algorithms: &'a [&'a dyn SignatureVerificationAlgorithm],
+    pub(crate) bundle: &'a Bundle,
+    pub(crate) chain: &'a [CertificateDer<'a>],
+    pub(crate) now: UnixTime,
+}
+
+impl PathCheck<'_> {
+    /// Looks for a path from the leaf to an authority of the bundle (RFC 5280 §6.1) that the lists
+    /// leave standing (§6.3), and says which second is the last of the first list that it was held
+    /// against.
+    ///
+    /// webpki tries every way through what the peer has sent, and reports what it holds for the
+    /// most specific of all that it met; an expired certificate comes before a revoked one. A peer
+    /// could hide its revocation behind a surplus certificate. So the search is without lists, each
+    /// path that it finds is held against them by itself, and what they say of a path outweighs
+    /// whatever the search meets elsewhere.
+    pub(crate) fn run(
+        &self,
+        lists: &RevocationLists,
+        expiration: ExpirationPolicy,
+    ) -> Result<Option<i64>, PathError> {
+        let no_issuer = || PathError::Failed(webpki::Error::UnknownIssuer);
+        let (leaf, intermediates) = self.chain.split_first().ok_or_else(no_issuer)?;
+        let leaf_certificate = webpki::EndEntityCert::try_from(leaf).map_err(PathError::Failed)?;
+        let (lists_end, gravest) = (Cell::new(None), RefCell::new(None::<PathError>));
+        let stands = |path: &webpki::VerifiedPath<'_>| {
+            self.check_issuers(path)?;
+            let between: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+            let certificates: Vec<_> = std::iter::once(leaf).chain(&between).cloned().collect();
+            let judged = lists.judge(&certificates, self.now, expiration, |revocation| {
+                self.validate_alone(&leaf_certificate, &between, path.anchor(), revocation)
+            });
+            let Err(error) = judged.map(|end| lists_end.set(end)) else { return Ok(()) };
+            let mut gravest = gravest.borrow_mut();
+            if gravest.as_ref().is_none_or(|other| other.gravity() < error.gravity()) {
+                *gravest = Some(error);
+            }
+            // The search goes on: another path may stand.
+            Err(webpki::Error::UnknownRevocationStatus)
+        };
+        let found = leaf_certificate.verify_for_usage(
+            self.algorithms,
+            &self.bundle.anchors,
+            intermediates,
+            self.now,
+            BothAuths,
+            None,
+            Some(&stands),
+        );
+        match found {
+            Ok(_) => Ok(lists_end.get()),
+            Err(error) => Err(gravest.take().unwrap_or(PathError::Failed(error))),
+        }
+    }
+
+    /// Validates a path that is known again, with lists; what else there is in the chain and in the
+    /// bundle has no part in it.
+    fn validate_alone(
+        &self,
+        leaf: &webpki::EndEntityCert<'_>,
+        intermediates: &[CertificateDer<'_>],
+        anchor: &TrustAnchor<'_>,
+        revocation: RevocationOptions<'_>,
+    ) -> Result<(), webpki::Error> {
+        let is_whole = |path: &webpki::VerifiedPath<'_>| {
+            let found = path.intermediate_certificates().map(webpki::Cert::der);
+            let whole = found.eq(intermediates.iter().cloned());
+            if whole { Ok(()) } else { Err(webpki::Error::UnknownIssuer) }
+        };
+        leaf.verify_for_usage(
+            self.algorithms,
+            std::slice::from_ref(anchor),
+            intermediates,
+            self.now,
+            BothAuths,
+            Some(revocation),
+            Some(&is_whole),
+        )
+        .map(|_| ())
+    }
+
     // webpki takes an anchor as a key and a name; its dates and path length, and the key usage
     // of the issuers between, are checked here (RFC 5280 §6.1.3, §6.1.4 (m) and (n)).
-    let issuers_may_issue = |path: &webpki::VerifiedPath<'_>| {
+    fn check_issuers(&self, path: &webpki::VerifiedPath<'_>) -> Result<(), webpki::Error> {
         let mut issuers = 0;
         for issuer in path.intermediate_certificates() {
             leaf::check_issuer(&issuer.der())?;
             issuers += 1;
         }
-        let authority = (bundle.anchors.iter().zip(&bundle.authorities))
+        let authority = (self.bundle.anchors.iter().zip(&self.bundle.authorities))
             .find(|(anchor, _)| std::ptr::eq::<TrustAnchor<'_>>(*anchor, path.anchor()))
             .map(|(_, authority)| authority)
             .ok_or(webpki::Error::UnknownIssuer)?;
         if authority.path_len.is_some_and(|most| issuers > most) {
             return Err(webpki::Error::PathLenConstraintViolated);
         }
-        check_dates(authority, now)
-    };
-    webpki::EndEntityCert::try_from(end_entity)?
-        .verify_for_usage(
-            algorithms,
-            &bundle.anchors,
-            intermediates,
-            now,
-            BothAuths,
-            revocation,
-            Some(&issuers_may_issue),
-        )
-        .map(|_| ())
+        check_dates(authority, self.now)
+    }
 }
 
 /// The extended key usage of every certificate on the path: absent, or with both purposes.

@@ -1,17 +1,19 @@
 //! Certificate revocation lists (RFC 5280 §5), and what they say of a chain (§6.3).
 //!
-//! Signatures, scopes and dates of lists are webpki's work. Here is which lists a chain is held
-//! against: webpki takes the first list with the issuer's name, and authorities that share a name,
-//! as an old and a new one do, have a list each under different keys.
+//! Signatures, scopes and dates of lists are webpki's work. Here is which lists a path is held
+//! against: webpki looks into the first list that has the issuer's name and the certificate in its
+//! scope, and into no other. But authorities that share a name, as an old and a new one do, have a
+//! list each under different keys, and one authority may spread its entries over lists of
+//! different scopes. So each list is asked alone.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, OwnedCertRevocationList,
-    RevocationOptions, RevocationOptionsBuilder, RevocationReason, UnknownStatusPolicy,
+    RevocationCheckDepth, RevocationOptions, RevocationOptionsBuilder, RevocationReason,
+    UnknownStatusPolicy,
 };
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
@@ -19,11 +21,12 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use crate::dates::seconds;
 use crate::expiry::{Lifetime, Subject};
 use crate::leaf;
+use crate::path::PathError;
 
 /// The most lists that may be loaded together.
 pub const MAX_LISTS: usize = 256;
 
-/// The most lists with the same issuer's name. It bounds how often a path is tried.
+/// The most lists with the same issuer's name. It bounds how often a path is validated.
 pub const MAX_LISTS_OF_ONE_NAME: usize = 4;
 
 /// Why a revocation list can't be used. Numbers count from 1.
@@ -121,80 +124,71 @@ impl RevocationLists {
         self.0.iter().map(|list| &list.lifetime)
     }
 
-    /// The last second of the first list to end, of those that a chain is held against.
-    pub(crate) fn end_for(&self, chain: &[CertificateDer<'_>]) -> Option<i64> {
-        self.of_issuers(chain).map(|list| list.lifetime.until).min()
+    /// Whether a list with the right issuer's name names a certificate of the chain. Whether that
+    /// issuer has signed the list is for [`RevocationLists::judge`] to say.
+    pub(crate) fn name_any_of(&self, chain: &[CertificateDer<'_>]) -> bool {
+        self.of_issuers(chain).any(|list| list.entry_of(chain).is_some())
     }
 
-    /// What a list with the right issuer's name says of a certificate of the chain. Whether that
-    /// issuer has signed the list is for [`RevocationLists::check`] to say.
-    pub(crate) fn named(&self, chain: &[CertificateDer<'_>]) -> Option<RevokedEntry> {
-        let entry = |der: &CertificateDer<'_>| {
-            let certificate = EndEntityCert::try_from(der).ok()?;
-            let of_issuer = self.0.iter().filter(|l| l.crl.issuer() == certificate.issuer());
-            of_issuer
-                .filter_map(|list| list.crl.find_serial(certificate.serial()).ok().flatten())
-                .map(|revoked| RevokedEntry {
-                    serial: leaf::hex(certificate.serial()),
-                    at: seconds(revoked.revocation_date),
-                    reason: revoked.reason_code.map(reason_word),
-                })
-                .next()
-        };
-        chain.iter().find_map(entry)
-    }
-
-    /// Runs a path validation with the lists that concern the chain, or with none.
+    /// Holds a path that is good but for revocation against each list that concerns it, and says
+    /// which second is the last of the first of these lists to end.
     ///
-    /// An issuer without a list is not checked. Where lists share an issuer's name, each selection
-    /// of one for each name is tried: a revocation or an expiry in any is final, since it was
-    /// found behind a good signature; a signature by another key of that name is no fault as long
-    /// as some selection is good.
+    /// `path` is the leaf and the intermediates, and `validate` runs webpki's validation over that
+    /// path and no other, so that nothing else that the peer has sent has a say here. An issuer
+    /// without a list is not checked. A revocation or an expiry by any list is final, since webpki
+    /// finds both behind a good signature. A signature by another key of the issuer's name is no
+    /// fault as long as good lists speak of the same certificates.
     ///
     /// # Errors
-    /// webpki's, as it came from `validate`.
-    pub(crate) fn check(
+    /// The gravest that was found: a revocation, then a list that has ended, then webpki's error
+    /// for a list that isn't the issuer's.
+    pub(crate) fn judge(
         &self,
-        chain: &[CertificateDer<'_>],
+        path: &[CertificateDer<'_>],
+        now: UnixTime,
         expiration: ExpirationPolicy,
-        validate: impl Fn(Option<RevocationOptions<'_>>) -> Result<(), webpki::Error>,
-    ) -> Result<(), webpki::Error> {
-        let mut groups: BTreeMap<_, Vec<&CertRevocationList<'static>>> = BTreeMap::new();
-        for List { crl, .. } in self.of_issuers(chain) {
-            let key = (crl.issuer(), crl.issuing_distribution_point());
-            groups.entry(key).or_default().push(crl);
-        }
-        let groups: Vec<_> = groups.into_values().collect();
-        // At most 4 names in a chain, with 4 selections each.
-        let selections: usize = groups.iter().map(Vec::len).product();
-        let mut verdict = Err(webpki::Error::UnknownRevocationStatus);
-        for number in 0..selections {
-            let selected = select(&groups, number);
-            // An empty selection is no error: no list concerns this chain.
-            let options = RevocationOptionsBuilder::new(&selected).ok().map(|builder| {
-                builder
-                    .with_status_policy(UnknownStatusPolicy::Allow)
-                    .with_expiration_policy(expiration)
-                    .build()
-            });
-            let result = validate(options);
-            match result {
-                Err(webpki::Error::CertRevoked | webpki::Error::CrlExpired { .. }) => {
-                    return result;
+        validate: impl Fn(RevocationOptions<'_>) -> Result<(), webpki::Error>,
+    ) -> Result<Option<i64>, PathError> {
+        let run = |lists: &[&CertRevocationList<'_>], depth| {
+            // Without lists there is nothing to ask.
+            let Ok(builder) = RevocationOptionsBuilder::new(lists) else { return Ok(()) };
+            let builder = builder.with_status_policy(UnknownStatusPolicy::Allow).with_depth(depth);
+            validate(builder.with_expiration_policy(expiration).build())
+        };
+        let (mut good, mut doubtful, mut ended) = (Vec::new(), Vec::new(), None);
+        for list in self.of_issuers(path) {
+            let mut verdict = run(&[&list.crl], RevocationCheckDepth::Chain);
+            // webpki begins at the authority and ends at the first fault: where an intermediate
+            // has an issuer of the same name, it may not have come to the leaf.
+            if verdict.as_ref().is_err_and(|error| !is_final(error)) {
+                let of_leaf = run(&[&list.crl], RevocationCheckDepth::EndEntity);
+                verdict = of_leaf.err().filter(is_final).map_or(verdict, Err);
+            }
+            match verdict {
+                Ok(()) => good.push(list),
+                Err(webpki::Error::CertRevoked) => {
+                    let entry = list.entry_of(path);
+                    let unnamed = || PathError::Failed(webpki::Error::CertRevoked);
+                    return Err(entry.map_or_else(unnamed, PathError::Revoked));
                 }
-                Ok(()) => verdict = Ok(()),
-                Err(_) if verdict.is_ok() => {}
-                Err(_) => verdict = result,
+                Err(error) if is_final(&error) => ended = Some(error),
+                Err(error) => doubtful.push((list, error)),
             }
         }
-        // Among authorities of one name, webpki may name the wrong key's signature on the leaf
-        // instead of that on the list.
-        match verdict {
-            Err(webpki::Error::InvalidSignatureForPublicKey) if validate(None).is_ok() => {
-                Err(webpki::Error::InvalidCrlSignatureForPublicKey)
-            }
-            other => other,
+        if let Some(error) = ended {
+            return Err(PathError::Failed(error));
         }
+        for (list, error) in doubtful {
+            // With the good ones before it, it is asked only of what they don't speak of.
+            let of_name = good.iter().filter(|good| good.crl.issuer() == list.crl.issuer());
+            let lists: Vec<_> = of_name.chain([&list]).map(|list| &list.crl).collect();
+            if run(&lists, RevocationCheckDepth::Chain).is_err() {
+                return Err(PathError::Failed(of_list(error)));
+            }
+        }
+        // One that had ended would have been refused, had it spoken of a certificate on the path.
+        let ends = good.iter().map(|list| list.lifetime.until).filter(|end| seconds(now) <= *end);
+        Ok(ends.min())
     }
 
     fn of_issuers(&self, chain: &[CertificateDer<'_>]) -> impl Iterator<Item = &List> {
@@ -214,17 +208,38 @@ impl fmt::Debug for RevocationLists {
     }
 }
 
-/// One list of each group, by the digits of `number`.
-fn select<'a>(
-    groups: &[Vec<&'a CertRevocationList<'static>>],
-    mut number: usize,
-) -> Vec<&'a CertRevocationList<'static>> {
-    let mut selected = Vec::with_capacity(groups.len());
-    for group in groups {
-        selected.extend(group.get(number % group.len().max(1)));
-        number /= group.len().max(1);
+impl List {
+    /// What it says of the first certificate that it names.
+    fn entry_of(&self, certificates: &[CertificateDer<'_>]) -> Option<RevokedEntry> {
+        certificates.iter().find_map(|der| {
+            let certificate = EndEntityCert::try_from(der).ok()?;
+            if certificate.issuer() != self.crl.issuer() {
+                return None;
+            }
+            let revoked = self.crl.find_serial(certificate.serial()).ok().flatten()?;
+            Some(RevokedEntry {
+                serial: leaf::hex(certificate.serial()),
+                at: seconds(revoked.revocation_date),
+                reason: revoked.reason_code.map(reason_word),
+            })
+        })
     }
-    selected
+}
+
+/// Whether a list's issuer has said it: webpki looks at dates and entries behind the signature.
+fn is_final(error: &webpki::Error) -> bool {
+    matches!(error, webpki::Error::CertRevoked | webpki::Error::CrlExpired { .. })
+}
+
+/// On the way to authorities of one name, webpki may report a wrong key's signature on a
+/// certificate instead of that on the list. The path itself was good.
+fn of_list(error: webpki::Error) -> webpki::Error {
+    match error {
+        webpki::Error::InvalidSignatureForPublicKey => {
+            webpki::Error::InvalidCrlSignatureForPublicKey
+        }
+        other => other,
+    }
 }
 
 fn ders(content: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, CrlError> {

@@ -21,7 +21,7 @@ use crate::bundles::Bundle;
 pub use crate::bundles::{BundleError, TrustBundles};
 use crate::dates::{seconds, system_time};
 use crate::leaf::{self, Leaf};
-use crate::path;
+use crate::path::{self, PathCheck, PathError};
 use crate::refusal::{LeafSummary, PeerRefusal};
 use crate::revocation::RevokedEntry;
 use crate::seen::SeenPeers;
@@ -47,7 +47,7 @@ struct Peer {
     /// may have expired by then, and its authority have left the bundle.
     verified_at: UnixTime,
     bundle: Arc<Bundle>,
-    /// The last second of the first revocation list that the chain was held against.
+    /// The last second of the first to end of the revocation lists that spoke of its path.
     lists_end: Option<i64>,
 }
 
@@ -157,16 +157,12 @@ impl SvidVerifier {
                 return Err(PeerRefusal::IssuerConstraint { leaf: summary, what });
             }
         }
-        let lists = self.bundles.revocation_lists();
-        lists
-            .check(chain, ExpirationPolicy::Enforce, |revocation| {
-                path::check(self.algorithms.all, bundle, chain, now, revocation)
-            })
-            .map_err(|error| match (&error, lists.named(chain)) {
-                (webpki::Error::CertRevoked, Some(entry)) => {
-                    PeerRefusal::Revoked { leaf: summary.clone(), entry }
-                }
-                _ => path::refusal(&error, summary.clone(), now),
+        let lists_end = self
+            .path_check(bundle, chain, now)
+            .run(self.bundles.revocation_lists(), ExpirationPolicy::Enforce)
+            .map_err(|error| match error {
+                PathError::Revoked(entry) => PeerRefusal::Revoked { leaf: summary.clone(), entry },
+                PathError::Failed(error) => path::refusal(&error, summary.clone(), now),
             })?;
         Ok(VerifiedPeer(Arc::new(Peer {
             id: leaf.id,
@@ -176,7 +172,7 @@ impl SvidVerifier {
             chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
             verified_at: now,
             bundle: Arc::clone(bundle),
-            lists_end: lists.end_for(chain),
+            lists_end,
         })))
     }
 
@@ -205,11 +201,22 @@ impl SvidVerifier {
         at: UnixTime,
     ) -> Option<RevokedEntry> {
         let lists = self.bundles.revocation_lists();
-        let entry = lists.named(chain)?;
-        let verdict = lists.check(chain, ExpirationPolicy::Ignore, |revocation| {
-            path::check(self.algorithms.all, bundle, chain, at, revocation)
-        });
-        (verdict == Err(webpki::Error::CertRevoked)).then_some(entry)
+        if !lists.name_any_of(chain) {
+            return None;
+        }
+        match self.path_check(bundle, chain, at).run(lists, ExpirationPolicy::Ignore) {
+            Err(PathError::Revoked(entry)) => Some(entry),
+            Ok(_) | Err(PathError::Failed(_)) => None,
+        }
+    }
+
+    fn path_check<'a>(
+        &'a self,
+        bundle: &'a Bundle,
+        chain: &'a [CertificateDer<'a>],
+        now: UnixTime,
+    ) -> PathCheck<'a> {
+        PathCheck { algorithms: self.algorithms.all, bundle, chain, now }
     }
 
     /// The same of a chain of our own, where our own bundle has a path for it.

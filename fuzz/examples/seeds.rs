@@ -6,10 +6,15 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use pillion_certs::issue::{Forge, bad_svids, issue, make_ca};
+use pillion_certs::issue::{CertificateAuthority, Forge, bad_svids, issue, make_ca};
 use pillion_certs::revoke::{Serial, revocation_list};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -48,17 +53,28 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let serial = Serial::of_certificate(leaf.chain_pem.as_bytes(), &ca)?;
     let revokes = revocation_list(&ca, None, &[serial], None, day)?;
     let other = make_ca(&domain, day)?;
-    fs::write(
-        lists.join("revokes.der"),
-        CertificateRevocationListDer::from_pem_slice(revokes.as_bytes())?,
-    )?;
-    fs::write(lists.join("revokes.pem"), &revokes)?;
+    let der = CertificateRevocationListDer::from_pem_slice(revokes.as_bytes())?;
+    fs::write(root.join("seeds/revokes.der"), &der)?;
     let empty = revocation_list(&ca, None, &[], None, day)?;
-    fs::write(lists.join("empty.pem"), &empty)?;
     let brief = revocation_list(&ca, None, &[], None, Duration::from_secs(1))?;
-    fs::write(lists.join("expired.pem"), &brief)?;
-    fs::write(lists.join("other.pem"), revocation_list(&other, None, &[], None, day)?)?;
-    fs::write(lists.join("two.pem"), format!("{empty}{revokes}"))?;
+    let foreign = revocation_list(&other, None, &[], None, day)?;
+    // A certificate with the authority's name that is out of date, whoever has signed it.
+    let stale = chain(&[&stale_namesake(&ca)?])?;
+    let both = format!("{empty}{revokes}");
+    for (name, surplus, file) in [
+        ("revokes.der", &[][..], der.as_ref()),
+        ("revokes.pem", &[], revokes.as_bytes()),
+        ("empty.pem", &[], empty.as_bytes()),
+        ("expired.pem", &[], brief.as_bytes()),
+        ("other.pem", &[], foreign.as_bytes()),
+        ("two.pem", &[], both.as_bytes()),
+        ("surplus_revokes.der", &stale, der.as_ref()),
+        ("surplus_two.pem", &stale, both.as_bytes()),
+        ("surplus_empty.pem", &stale, empty.as_bytes()),
+    ] {
+        let length = u16::try_from(surplus.len())?.to_be_bytes();
+        fs::write(lists.join(name), [&length, surplus, file].concat())?;
+    }
 
     let pem = root.join("corpus/pem_bundle");
     fs::create_dir_all(&pem)?;
@@ -72,4 +88,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fs::write(pem.join(name), [&[number], text.as_bytes()].concat())?;
     }
     Ok(())
+}
+
+/// A CA certificate with an authority's name and a key of its own that ended long ago.
+fn stale_namesake(ca: &CertificateAuthority) -> Result<String, Box<dyn std::error::Error>> {
+    let der = CertificateDer::from_pem_slice(ca.cert_pem.as_bytes())?;
+    let (_, parsed) = X509Certificate::from_der(&der)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    for (kind, value) in [
+        (DnType::OrganizationName, parsed.subject().iter_organization().next()),
+        (DnType::CommonName, parsed.subject().iter_common_name().next()),
+    ] {
+        if let Some(value) = value {
+            params.distinguished_name.push(kind, value.as_str()?);
+        }
+    }
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2020, 1, 2);
+    let stale = params.self_signed(&KeyPair::generate()?)?;
+    let (_, named) = X509Certificate::from_der(stale.der())?;
+    if named.subject().as_raw() != parsed.subject().as_raw() {
+        return Err("the names differ".into());
+    }
+    Ok(stale.pem())
 }

@@ -22,7 +22,7 @@ const GOOD: [&[u8]; 2] =
     [include_bytes!("../corpus/svid/good"), include_bytes!("../corpus/svid/names")];
 
 /// A list of the authority that names the first of these leaves, in DER.
-const REVOKING: &[u8] = include_bytes!("../corpus/crl/revokes.der");
+const REVOKING: &[u8] = include_bytes!("../seeds/revokes.der");
 
 /// A moment within the validity of all seeds, which is that of a day long past.
 static NOW: LazyLock<UnixTime> = LazyLock::new(|| {
@@ -89,34 +89,53 @@ pub fn check_pem(input: &[u8]) {
     let _ = inspect(LEAF.as_bytes(), Some(input), None, *NOW);
 }
 
-/// Revocation lists. What a list takes away, the authority has signed; and one that it has signed
-/// takes away what it names.
+/// Revocation lists, before them surplus certificates for the chain, as [`lists_and_surplus`] has
+/// them. What a list takes away, the authority has signed; and one that it has signed takes away
+/// what it names, whatever else is in the chain.
 pub fn check_lists(input: &[u8]) {
+    let Some((surplus, input)) = lists_and_surplus(input) else { return };
     let Ok(lists) = RevocationLists::from_file(input) else { return };
     let count = lists.len();
     assert!(count >= 1 && lists.lifetimes().count() == count);
     let verifier = SvidVerifier::new(bundles().with_revocation_lists(lists));
-    let leaf = split(GOOD[0]);
-    let verdict = verifier.verify(&leaf, *NOW);
+    let mut chain = split(GOOD[0]);
+    chain.extend(surplus);
+    // What is refused without lists is no business of theirs.
+    let Ok(peer) = VERIFIER.verify(&chain, *NOW) else {
+        assert!(verifier.verify(&chain, *NOW).is_err(), "a list makes a chain good");
+        return;
+    };
+    let verdict = verifier.verify(&chain, *NOW);
     let label = verdict.as_ref().err().map(PeerRefusal::label);
+    let ders = || {
+        let pems = CertificateRevocationListDer::pem_slice_iter(input).flatten();
+        pems.map(|der| der.to_vec()).chain([input.to_vec()])
+    };
     match label {
-        None => assert_ne!(input, REVOKING, "a list that names the leaf leaves it alone"),
+        None => {
+            let named = ders().any(|der| der == REVOKING);
+            assert!(!named, "a list that names the leaf leaves it alone");
+        }
         Some("revoked") => {
             let signed = |der: &[u8]| {
                 CertificateRevocationList::from_der(der)
                     .is_ok_and(|(_, list)| list.tbs_cert_list.as_ref() == signed_list(REVOKING))
             };
-            let pems = CertificateRevocationListDer::pem_slice_iter(input);
-            let any = signed(input) || pems.flatten().any(|der| signed(&der));
-            assert!(any, "a forged list revokes");
+            assert!(ders().any(|der| signed(&der)), "a forged list revokes");
         }
         Some(other) => assert!(["crl_invalid", "crl_expired"].contains(&other), "{other}"),
     }
-    if let Ok(peer) = VERIFIER.verify(&leaf, *NOW) {
-        let later = verifier.revocation_of(&peer).map(|refusal| refusal.label());
-        assert_eq!(later == Some("revoked"), label == Some("revoked"), "{later:?} and {label:?}");
-    }
+    let later = verifier.revocation_of(&peer).map(|refusal| refusal.label());
+    assert_eq!(later == Some("revoked"), label == Some("revoked"), "{later:?} and {label:?}");
     let _ = inspect(LEAF.as_bytes(), Some(CA.as_bytes()), Some(input), *NOW);
+}
+
+/// The first two bytes say how many bytes of certificates follow, each as [`split`] has it; after
+/// them is a file of lists.
+fn lists_and_surplus(input: &[u8]) -> Option<(Vec<CertificateDer<'_>>, &[u8])> {
+    let (length, rest) = input.split_first_chunk::<2>()?;
+    let (surplus, lists) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+    Some((split(surplus), lists))
 }
 
 fn signed_list(der: &[u8]) -> Vec<u8> {

@@ -262,35 +262,60 @@ pub(crate) fn root_of_intermediates(domain: &str) -> CertificateAuthority {
     CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
 }
 
+/// What an authority is certified as that has another's name.
+pub(crate) fn params_named_as(of: &CertificateAuthority, domain: &str) -> rcgen::CertificateParams {
+    let der = CertificateDer::from_pem_slice(of.cert_pem.as_bytes()).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    if let Some(organization) = parsed.subject().iter_organization().next() {
+        let organization = organization.as_str().unwrap();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
+    }
+    let common_name = parsed.subject().iter_common_name().next().unwrap().as_str().unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
+    let id = format!("spiffe://{domain}").try_into().unwrap();
+    params.subject_alt_names = vec![rcgen::SanType::URI(id)];
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    params
+}
+
 /// An authority that has taken another's name, with a key of its own.
 pub(crate) fn namesake(
     of: &CertificateAuthority,
     domain: &str,
     crl_sign: bool,
 ) -> CertificateAuthority {
-    let der = CertificateDer::from_pem_slice(of.cert_pem.as_bytes()).unwrap();
-    let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-    let mut params = rcgen::CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    let organization = parsed.subject().iter_organization().next().unwrap().as_str().unwrap();
-    let common_name = parsed.subject().iter_common_name().next().unwrap().as_str().unwrap();
-    params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
-    params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
-    let id = format!("spiffe://{domain}").try_into().unwrap();
-    params.subject_alt_names = vec![rcgen::SanType::URI(id)];
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
-    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
-    if crl_sign {
-        params.key_usages.push(rcgen::KeyUsagePurpose::CrlSign);
+    let mut params = params_named_as(of, domain);
+    if !crl_sign {
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
     }
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
+    assert_same_name(of, &certificate);
+    CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
+}
+
+/// An authority's next key, in a certificate of the same name that the key before has signed.
+pub(crate) fn signed_namesake(of: &CertificateAuthority) -> CertificateAuthority {
+    let issuer_key = rcgen::KeyPair::from_pem(&of.key_pem).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&of.cert_pem, issuer_key).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params_named_as(of, DOMAIN).signed_by(&key, &issuer).unwrap();
+    assert_same_name(of, &certificate);
+    CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
+}
+
+#[track_caller]
+fn assert_same_name(of: &CertificateAuthority, certificate: &rcgen::Certificate) {
+    let der = CertificateDer::from_pem_slice(of.cert_pem.as_bytes()).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
     assert_eq!(
         x509_parser::parse_x509_certificate(certificate.der()).unwrap().1.subject().as_raw(),
         parsed.subject().as_raw(),
         "the names are equal to the byte"
     );
-    CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
 }
 
 /// An authority between the bundle's and the leaf, with these URI SANs.

@@ -2,6 +2,7 @@
 
 use pillion_certs::expiry::{Lifetime, Notice, Notices, Subject};
 use pillion_certs::generation::TlsGeneration;
+use pillion_certs::spiffe::TrustDomain;
 use rustls::pki_types::UnixTime;
 
 use crate::telemetry::Metrics;
@@ -11,26 +12,27 @@ use crate::telemetry::Metrics;
 pub(super) struct Expiry(Notices);
 
 impl Expiry {
-    /// Says what is due. Called at each poll of the files, it says the same thing once a day, and
-    /// once an hour when it is urgent.
-    pub(super) fn look(&mut self, generation: &TlsGeneration, now: UnixTime) {
-        for (notice, what) in self.0.due(&generation.lifetimes(), now) {
+    /// Says what is due, and publishes the ends. Called at each poll of the files, since an authority
+    /// that was published ahead counts once it has begun. The log says the same thing once a day,
+    /// and once an hour when it is urgent.
+    pub(super) fn look(&mut self, metrics: &Metrics, generation: &TlsGeneration, now: UnixTime) {
+        let lifetimes = generation.lifetimes(now);
+        for (notice, what) in self.0.due(&lifetimes, now) {
             match notice {
                 Notice::Ending => tracing::warn!("{what}"),
                 Notice::Early | Notice::Over => tracing::error!("{what}"),
             }
         }
+        publish(metrics, generation.trust_domain(), &lifetimes);
     }
 }
 
 /// Publishes the ends as metrics. Other domains share one series, so that the number of series
 /// does not grow with them: the first of their bundles to end.
-pub(super) fn publish(metrics: &Metrics, generation: &TlsGeneration) {
-    let lifetimes = generation.lifetimes();
+fn publish(metrics: &Metrics, own: &TrustDomain, lifetimes: &[Lifetime]) {
     let first = |is: &dyn Fn(&Subject) -> bool| {
-        lifetimes.iter().filter(|l| is(&l.subject)).map(|l: &Lifetime| l.until).min()
+        lifetimes.iter().filter(|l| is(&l.subject)).map(|l| l.until).min()
     };
-    let own = generation.trust_domain();
     for (kind, until) in [
         ("svid", first(&|s| matches!(s, Subject::OwnSvid))),
         ("ca", first(&|s| matches!(s, Subject::Authority(domain) if domain == own))),
@@ -38,5 +40,52 @@ pub(super) fn publish(metrics: &Metrics, generation: &TlsGeneration) {
         ("crl", first(&|s| matches!(s, Subject::RevocationList(_)))),
     ] {
         metrics.certificate_expires(kind, until);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pillion_certs::generation::KeyExchange;
+    use pillion_certs::issue::{Forge, issue, make_ca};
+    use pillion_certs::verify::TrustBundles;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn the_end_of_the_authorities_is_published_anew_once_the_next_has_begun() {
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let domain: TrustDomain = "example.org".parse().unwrap();
+        let used = make_ca(&domain, 4 * HOUR).unwrap();
+        let next = Forge::new("spiffe://example.org").unwrap().ca().valid(3 * 3600, 9 * 3600);
+        // Without any key usage, as tools make authorities by default.
+        let next = next.key_usages(&[]).sign(&used).unwrap();
+        let own = issue(&used, &"spiffe://example.org/a".parse().unwrap(), HOUR).unwrap();
+        let mut bundles = TrustBundles::new();
+        bundles.add(domain, &[der(&used.cert_pem), der(&next.chain_pem)]).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
+        let chain = vec![der(&own.chain_pem)];
+        let generation = TlsGeneration::new(chain, &key, bundles, KeyExchange::Auto).unwrap();
+
+        let metrics = Metrics::new().unwrap();
+        let mut expiry = Expiry::default();
+        let start = Duration::from_secs(UnixTime::now().as_secs());
+        let mut ends_in_hours = |hours: u32| {
+            let now = UnixTime::since_unix_epoch(start + hours * HOUR);
+            expiry.look(&metrics, &generation, now);
+            let text = String::from_utf8(metrics.render(0).unwrap()).unwrap();
+            let line = text.lines().find(|line| line.contains("kind=\"ca\"")).unwrap();
+            let end: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+            // The certificates were made within the half hour before `start`.
+            (end - start.as_secs() + 1800) / 3600
+        };
+        assert_eq!(ends_in_hours(0), 4);
+        assert_eq!(ends_in_hours(2), 4);
+        assert_eq!(ends_in_hours(4), 9);
     }
 }

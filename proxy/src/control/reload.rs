@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::live::Shared;
 
 use super::Workers;
-use super::expiry::{self, Expiry};
+use super::expiry::Expiry;
 use super::identity::Identity;
 
 /// Files are compared by content this often, in case a watch was missed.
@@ -90,7 +90,7 @@ impl Reload {
             self.watch();
             self.load_certificates();
             if let Some(generation) = self.shared.published.tls.load().as_ref() {
-                self.expiry.look(generation, UnixTime::now());
+                self.expiry.look(&self.shared.metrics, generation, UnixTime::now());
             }
             self.load_policy();
             tokio::select! {
@@ -111,7 +111,6 @@ impl Reload {
             }
             Outcome::Loaded(generation) => {
                 shared.metrics.certificate_reload("ok");
-                expiry::publish(&shared.metrics, &generation);
                 if let Some(entry) = generation.own_revocation() {
                     tracing::error!(
                         serial = entry.serial,
