@@ -150,8 +150,8 @@ impl RevocationLists {
         validate: impl Fn(RevocationOptions<'_>) -> Result<(), webpki::Error>,
     ) -> Result<Option<i64>, PathError> {
         let run = |lists: &[&CertRevocationList<'_>], depth| {
-            // Without lists there is nothing to ask.
-            let Ok(builder) = RevocationOptionsBuilder::new(lists) else { return Ok(()) };
+            let builder = RevocationOptionsBuilder::new(lists)
+                .map_err(|_| webpki::Error::UnknownRevocationStatus)?;
             let builder = builder.with_status_policy(UnknownStatusPolicy::Allow).with_depth(depth);
             validate(builder.with_expiration_policy(expiration).build())
         };
