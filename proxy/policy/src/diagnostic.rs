@@ -336,6 +336,16 @@ mod tests {
     }
 
     #[test]
+    fn the_caret_is_under_its_character_wherever_that_is() {
+        let line: String = ('a'..='z').cycle().take(3 * MAX_LINE).collect();
+        for col in (1..).take(2 * MAX_LINE) {
+            let (text, caret) = excerpt(&line, col);
+            let at = usize::try_from(col).unwrap() - 1;
+            assert_eq!(text.chars().nth(caret), line.chars().nth(at), "column {col}");
+        }
+    }
+
+    #[test]
     fn slugs_are_unique() {
         let slugs: std::collections::HashSet<_> = Kind::ALL.iter().map(|k| k.slug()).collect();
         assert_eq!(slugs.len(), Kind::ALL.len());

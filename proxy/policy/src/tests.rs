@@ -2,6 +2,7 @@
 
 mod rejects;
 mod verdicts;
+mod words;
 
 use pillion_certs::spiffe::TrustDomain;
 

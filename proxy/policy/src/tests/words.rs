@@ -1,0 +1,82 @@
+//! What a file's author reads: the words of errors, their places, and what the policy calls itself.
+
+use super::*;
+
+/// The message of the only error.
+fn error(text: &str) -> String {
+    let errors = load("t.yaml", text, Some(&own())).unwrap_err();
+    assert_eq!(errors.as_slice().len(), 1, "{errors}");
+    errors.as_slice()[0].message.clone()
+}
+
+#[test]
+fn what_stands_there_is_named() {
+    for (value, said) in [
+        ("", "nothing"),
+        ("~", "nothing"),
+        ("null", "nothing"),
+        ("7", "\"7\""),
+        ("[a]", "a list"),
+        ("{a: b}", "a mapping"),
+    ] {
+        let text = file("", &format!("mtls: strict, defaultAction: {value}"), PASS);
+        assert!(error(&text).contains(said), "{value}: {}", error(&text));
+    }
+}
+
+#[test]
+fn only_the_two_words_are_truth_values() {
+    let to = |reuse: &str| {
+        let destination = format!(
+            "{{name: d, ipBlocks: [10.0.0.1], action: mtls, serverIdentities: [a/b], \
+             tunnelReuse: {reuse}}}"
+        );
+        file("", STRICT, &format!("{PASS}, destinations: [{destination}]"))
+    };
+    for (word, reuse) in [("true", true), ("false", false)] {
+        assert_eq!(good(&to(word)).policy.destinations()[0].tunnel_reuse(), reuse);
+    }
+    for other in ["yes", "no", "True", "'true'", "'false'", "1", "falsee"] {
+        assert!(error(&to(other)).contains("true or false, without quotes"), "{other}");
+    }
+}
+
+#[test]
+fn a_short_word_misspelt_is_recognised_and_a_far_one_is_not() {
+    let key = |key: &str| {
+        error(&rules(&format!("{{name: r, action: deny, from: [{{{key}: true, any: true}}]}}")))
+    };
+    assert!(key("ani").contains("did you mean \"any\"?"), "{}", key("ani"));
+    assert!(key("ipBlosk").contains("did you mean \"ipBlocks\"?"));
+    assert!(!key("wholly").contains("did you mean"));
+}
+
+#[test]
+fn identities_are_counted_over_the_whole_file() {
+    let rule = |name: &str, count: usize, namespace: &str| {
+        let ids: Vec<_> = (0..count).map(|n| format!("{namespace}/s{n}")).collect();
+        format!("{{name: {name}, action: allow, from: [{{identities: [{}]}}]}}", ids.join(", "))
+    };
+    let two = |more: usize| {
+        rules(&format!("{}, {}", rule("a", 50_000, "a"), rule("b", 50_000 + more, "b")))
+    };
+    assert_eq!(errors(&two(0)), []);
+    assert_eq!(errors(&two(1)), [Kind::TooMany]);
+}
+
+#[test]
+fn a_policy_has_its_name_and_knows_whether_it_needs_a_domain() {
+    let with = |id: &str, server: &str| {
+        let rule = format!("rules: [{{name: r, action: allow, from: [{{identities: ['{id}']}}]}}]");
+        let to = format!(
+            "destinations: [{{name: d, ipBlocks: [10.0.0.1], action: mtls, serverIdentities: ['{server}']}}]"
+        );
+        let text = file("", &format!("{STRICT}, {rule}"), &format!("{PASS}, {to}"));
+        load("t.yaml", &text, None).unwrap().policy
+    };
+    let full = "spiffe://d.example/a";
+    assert_eq!(with(full, full).name(), "t");
+    assert!(!with(full, full).needs_own_trust_domain());
+    assert!(with("ns/sa", full).needs_own_trust_domain());
+    assert!(with(full, "ns/sa").needs_own_trust_domain());
+}
