@@ -20,6 +20,7 @@ use pillion_certs::spiffe::TrustDomain;
 use pillion_policy::diff::{
     Change, Diff, Effect, Identities, MOST_CLASSES, Outcome, What, Who, diff,
 };
+use pillion_policy::load;
 
 /// Connections that each pair of files is asked about, each way.
 const EACH: u64 = 50;
@@ -211,4 +212,37 @@ fn a_verdict_differs_where_the_diff_says_so_and_nowhere_else() {
         EACH
     });
     assert!(asked > files * EACH * 9 / 10, "{asked}: too many pairs were too large");
+}
+
+/// The lines of a diff between two files that differ in `outbound`.
+fn told_of(old: &str, new: &str) -> Vec<String> {
+    let [old, new] = [old, new].map(|outbound| {
+        let text = format!(
+            "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {{name: t}}\n\
+             inbound: {{mtls: strict, defaultAction: deny}}\noutbound: {{{outbound}}}\n"
+        );
+        load("t", &text, Some(&own())).unwrap_or_else(|e| panic!("{e}\n{text}")).policy
+    });
+    let found = diff(&old, &new, MOST_CLASSES).unwrap();
+    found.changes.iter().filter(|c| !c.is_by_name_only()).map(ToString::to_string).collect()
+}
+
+#[test]
+fn destinations_on_one_line_are_compared_each_for_itself() {
+    let both = |second: &str| {
+        format!(
+            "defaultAction: deny, destinations: [{{name: a, ipBlocks: [10.0.0.1], action: mtls, \
+             serverIdentities: [x/a]}}, {{name: b, ipBlocks: [10.0.0.2], action: mtls, \
+             serverIdentities: [{second}]}}]"
+        )
+    };
+    let id = |sa| format!("spiffe://cluster.local/ns/x/sa/{sa}");
+    let place = "outbound every port to 10.0.0.2/32";
+    assert_eq!(
+        told_of(&both("x/b"), &both("x/c")),
+        [
+            format!("loosens  {place}: the server may now be {} (mtls by b)", id("c")),
+            format!("tightens {place}: the server may no longer be {} (mtls by b)", id("b")),
+        ]
+    );
 }

@@ -159,7 +159,7 @@ fn file_agrees(case: &Case) {
     }
     // The line that names a rule, as an editor counts them.
     let line = |name: &str| {
-        let found = case.text.lines().position(|l| l.contains(&format!("- {{name: {name},")));
+        let found = case.text.lines().position(|l| l.contains(&format!("{{name: {name},")));
         u32::try_from(found.unwrap() + 1).unwrap()
     };
     let sorted = |ports: &Option<Vec<u16>>| {

@@ -190,8 +190,9 @@ struct Servers<'p> {
     old: &'p Policy,
     new: &'p Policy,
     work: &'p Work,
-    /// By the lines of both; `None` where it was too much work.
-    known: HashMap<(u32, u32), Option<GainedLost>>,
+    /// By the destinations themselves, for several may stand on one line; `None` where it was too
+    /// much work.
+    known: HashMap<[*const Destination; 2], Option<GainedLost>>,
 }
 
 impl Servers<'_> {
@@ -217,6 +218,6 @@ impl Servers<'_> {
             }
             Some((classes.describe(&gained), classes.describe(&lost)))
         };
-        self.known.entry((from.line(), to.line())).or_insert_with(compare).as_ref()
+        self.known.entry([from, to].map(Arc::as_ptr)).or_insert_with(compare).as_ref()
     }
 }
