@@ -111,7 +111,8 @@ fn diff_tells_who_gets_in_and_out() {
              callers)",
             "tightens passthrough -> mtls  outbound port 8444 to any address, named \
              payments.shop.svc.cluster.local (was: passthrough by default; now: mtls by payments)",
-            "1 more: the same verdict by another rule or with another report (--all)",
+            "1 more: the same verdict by another rule or with another report, or what two names share \
+             with one (--all)",
         ]
     );
     let (_, out, _) = run(&[&common[..], &["--all"]].concat());
