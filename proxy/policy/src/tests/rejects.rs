@@ -207,7 +207,8 @@ fn equal_rules_and_rules_without_a_peer() {
     };
     assert_eq!(two("enforce", "enforce"), [Kind::UnreachableRule]);
     assert_eq!(two("enforce", "audit"), [Kind::UnreachableRule]);
-    assert_eq!(two("audit", "enforce"), []);
+    assert_eq!(two("audit", "enforce"), [Kind::UnreachableRule]);
+    assert_eq!(two("audit", "audit"), [Kind::UnreachableRule]);
     let plain = |ports: &str| {
         errors(&file(
             "",
@@ -288,6 +289,10 @@ fn what_is_only_warned_of() {
     };
     assert_eq!(open("allow", "{ipBlocks: [0.0.0.0/0]}"), [Kind::OpenToAll]);
     assert_eq!(open("allow", "{ipBlocks: [\"::/0\"]}"), [Kind::OpenToAll]);
+    let halves = "ipBlocks: [0.0.0.0/1, 128.0.0.0/1]";
+    assert_eq!(open("allow", &format!("{{{halves}}}")), [Kind::OpenToAll]);
+    assert_eq!(open("allow", &format!("{{{halves}, identities: [a/b]}}")), []);
+    assert_eq!(open("allow", "{ipBlocks: [0.0.0.0/1, 128.0.0.0/2]}"), []);
     assert_eq!(open("allow", "{ipBlocks: [0.0.0.0/0], identities: [a/b]}"), []);
     assert_eq!(open("deny", "{ipBlocks: [0.0.0.0/0]}"), []);
     assert_eq!(open("allow", "{any: true}"), []);
