@@ -124,10 +124,11 @@ fn of_ports(old: &Policy, new: &Policy, said: &Said, port: u16, work: &Work) -> 
             Peer::Identity(id) => (**id == stranger).then_some(Who::Stranger),
         }));
         let classes = some.iter().filter_map(|n| n.checked_sub(before_identities)).collect();
-        who.extend(identities.describe(&classes).into_iter().map(Who::Identities));
-        (key, networks, who, everyone)
+        let described = identities.describe(&classes, work)?;
+        who.extend(described.into_iter().map(Who::Identities));
+        Some((key, networks, who, everyone))
     });
-    Some(lines.collect())
+    lines.collect()
 }
 
 fn entries_of(policy: &Policy, number: u32) -> impl Iterator<Item = &Entry> {

@@ -253,7 +253,7 @@ impl Servers<'_> {
                     _ => {}
                 }
             }
-            Some((classes.describe(&gained), classes.describe(&lost)))
+            Some((classes.describe(&gained, work)?, classes.describe(&lost, work)?))
         };
         self.known.entry([from, to].map(Arc::as_ptr)).or_insert_with(compare).as_ref()
     }
