@@ -100,7 +100,15 @@ fn a_probe_asks_for_a_path_as_a_request_line_has_it() {
 fn names() {
     let named =
         |name: &str| rules(&format!("{{name: {name}, action: allow, from: [{{any: true}}]}}"));
-    for name in ["default", "audit", "A", "a_b", "-a", "a-", "a.b", &"a".repeat(64)] {
+    let reserved = ["default", "audit", "mtls", "probes", "tls", "other"];
+    for name in reserved.into_iter().chain(["trustDomains"]).chain([
+        "A",
+        "a_b",
+        "-a",
+        "a-",
+        "a.b",
+        &"a".repeat(64),
+    ]) {
         assert_eq!(errors(&named(name)), [Kind::BadValue], "{name}");
     }
     assert_eq!(errors(&named("7")), [Kind::WrongType]);
