@@ -12,7 +12,7 @@ use pillion_policy::diff::{
 };
 use serde_json::{Value, json};
 
-use super::{EXIT_BAD_FILE, EXIT_CHANGED, EXIT_OK, EXIT_USAGE, Output, load};
+use super::{EXIT_BAD_FILE, EXIT_CHANGED, EXIT_OK, EXIT_USAGE, Output, UNKNOWN_DOMAIN, load};
 
 /// Options of `diff`.
 #[derive(Debug, Args)]
@@ -47,9 +47,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
     let [old, new] = &*both else { return Ok(worst) };
     let unknown = |policy: &Policy| policy.trust_domains().is_empty();
     if args.trust_domain.is_none() && (unknown(old) || unknown(new)) {
-        let why = "a file without trustDomains accepts peers of our own trust domain; say which \
-                   one that is with --trust-domain";
-        writeln!(err, "{why}")?;
+        writeln!(err, "{UNKNOWN_DOMAIN}")?;
         return Ok(EXIT_USAGE);
     }
     let found = match diff(old, new, MOST_CLASSES) {
