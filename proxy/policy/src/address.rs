@@ -76,6 +76,11 @@ impl<K: Word> Ranges<K> {
         })
     }
 
+    /// Whether no key is left out; however many blocks make it, they are one range by now.
+    fn is_whole(&self) -> bool {
+        self.ranges().next() == Some((K::default(), K::MAX))
+    }
+
     fn covers(&self, other: &Self) -> bool {
         other.ranges().all(|(first, last)| {
             let at = self.below(first);
@@ -156,6 +161,11 @@ impl AddressSet {
     /// Whether every address of `other` is in this set.
     pub(super) fn covers(&self, other: &Self) -> bool {
         self.v4.covers(&other.v4) && self.v6.covers(&other.v6)
+    }
+
+    /// Whether it has every address of a family: of IPv4, and of IPv6.
+    pub(super) fn whole_families(&self) -> [bool; 2] {
+        [self.v4.is_whole(), self.v6.is_whole()]
     }
 
     /// Exceptions may have left nothing.

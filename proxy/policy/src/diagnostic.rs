@@ -102,6 +102,8 @@ kinds! {
     DenyIdentityOnPermissive = "deny-identity-on-permissive", Warning;
     /// Every address is allowed without an identity.
     OpenToAll = "open-to-all", Warning;
+    /// Two mtls destinations share addresses and differ in who may answer.
+    MtlsOverlap = "mtls-overlap", Warning;
 }
 
 /// One error or warning, with the place in the file that it is about.

@@ -55,9 +55,19 @@ impl Policy {
     }
 
     /// Explains the verdict on an inbound connection, TLS by the port's mode included, in the order
-    /// of the proxy: what no identity could lift is refused, and named, before TLS.
+    /// of the proxy: what no identity could lift is refused, and named, before TLS. On a port with
+    /// `mtls: disable` an identity is left out, as the proxy sees none there.
     #[must_use]
     pub fn explain_inbound(&self, conn: &InboundConn<'_>) -> Explained {
+        if conn.identity.is_some() && self.inbound_mode(conn.port) == Mode::Disable {
+            let mut explained = self.explain_inbound(&InboundConn { identity: None, ..*conn });
+            explained.why = format!(
+                "port {} is mtls: disable, where no peer has an identity, so it is judged without; \
+                 {}",
+                conn.port, explained.why
+            );
+            return explained;
+        }
         let decision = match (
             self.inbound_by_address(conn.source, conn.port),
             self.tls(conn.port, conn.identity),
@@ -101,18 +111,10 @@ impl Policy {
                 "port {port} is mtls: strict, and a peer without an identity is refused before \
                  any rule (health probes excepted)"
             )),
-            (Mode::Disable, Some(_)) => Err(format!(
-                "port {port} is mtls: disable: no peer has an identity there; ask without one"
+            (_, Some(id)) if !self.accepts_trust_domain(id.trust_domain()) => Err(format!(
+                "the trust domain {} isn't accepted, and the handshake fails before any rule",
+                id.trust_domain()
             )),
-            (_, Some(id))
-                if !self.trust_domains.is_empty()
-                    && !self.accepts_trust_domain(id.trust_domain()) =>
-            {
-                Err(format!(
-                    "the trust domain {} isn't accepted, and the handshake fails before any rule",
-                    id.trust_domain()
-                ))
-            }
             _ => Ok(()),
         }
     }

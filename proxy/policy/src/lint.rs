@@ -1,6 +1,8 @@
 //! What only shows when the file is seen whole: rules that decide nothing, and mistakes that
 //! would be silent.
 
+mod overlap;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
@@ -47,6 +49,7 @@ pub(super) fn check(file: &File, policy: &Policy, steps: usize, sink: &mut Sink<
     server_first(&file.inbound, sink);
     lint.rules(sink);
     lint.destinations(sink);
+    lint.overlaps(sink);
 }
 
 impl Lint<'_> {
@@ -72,13 +75,20 @@ impl Lint<'_> {
                 same.then_some(other)
             });
             match first {
-                // An enforced rule decides where an audit rule before it only reports.
+                // Of an enforced rule and an audit rule it is the audit rule that says nothing,
+                // whichever comes first.
                 Some(first) if first.mode == Enforcement::Enforce || first.mode == rule.mode => {
                     let why =
                         format!("rule \"{}\" before it matches the same and does it", first.name);
                     unreachable(sink, rule.pos, &rule.name, &why);
                 }
-                _ => drop(earlier.insert(key, number)),
+                Some(first) => {
+                    let why =
+                        format!("the enforced rule \"{}\" matches the same and does it", rule.name);
+                    unreachable(sink, first.pos, &first.name, &why);
+                    earlier.insert(key, number);
+                }
+                None => drop(earlier.insert(key, number)),
             }
             self.warn(rule, &entries, sink);
         }
@@ -168,7 +178,7 @@ impl Lint<'_> {
     fn candidates(&self, index: &RuleIndex, ports: Option<&[u16]>, entry: &Entry) -> Vec<u32> {
         let address = match &entry.addresses {
             Some(set) => set.first(),
-            // No deny by address covers every address of both families, but in one way: by /0s.
+            // What covers every address has this one, too.
             None => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         };
         let pattern = entry.identities.as_ref().and_then(|set| set.iter().next());
@@ -211,7 +221,7 @@ impl Lint<'_> {
         }
         let addresses = match (&wide.addresses, &narrow.addresses) {
             (None, _) => true,
-            (Some(_), None) => false,
+            (Some(wide), None) => wide.whole_families() == [true, true],
             (Some(wide), Some(narrow)) => wide.covers(narrow),
         };
         addresses
@@ -252,13 +262,23 @@ impl Lint<'_> {
         if rule.action == Action::Allow {
             let open =
                 rule.from.iter().zip(entries).filter(|(_, entry)| entry.identities.is_none());
-            for (from, _) in open {
+            for (from, entry) in open {
                 let blocks = from.blocks.as_deref().unwrap_or_default();
-                for block in blocks.iter().filter(|b| b.net.prefix_len() == 0) {
+                let mut named: Vec<_> = blocks.iter().filter(|b| b.net.prefix_len() == 0).collect();
+                let whole = entry.addresses.as_ref().map_or([false; 2], |set| set.whole_families());
+                // In several parts it is as open.
+                if named.is_empty() && whole.contains(&true) {
+                    named.extend(blocks.first());
+                }
+                for block in named {
+                    let what = if block.net.prefix_len() == 0 {
+                        block.net.to_string()
+                    } else {
+                        "this list".to_owned()
+                    };
                     let message = format!(
-                        "{} is every address and no identity is asked for; add identities, or write \
-                     {{any: true}} if everyone is meant",
-                        block.net
+                        "{what} is every address and no identity is asked for; add identities, or \
+                         write {{any: true}} if everyone is meant"
                     );
                     sink.add(Kind::OpenToAll, block.pos, message);
                 }
@@ -275,6 +295,8 @@ impl Lint<'_> {
                 by_host.entry(host).or_default().push(number);
             }
         }
+        let everywhere = (0..).zip(list).filter(|(n, d)| is_everywhere(self.policy, d.action, *n));
+        let everywhere: Vec<u32> = everywhere.map(|(n, _)| n).take(MOST_CANDIDATES).collect();
         for (number, one) in (0..).zip(list) {
             let entry = entry_of(self.policy, one.action, number);
             if one.hosts.is_empty()
@@ -286,7 +308,8 @@ impl Lint<'_> {
             let candidates: Vec<u32> = match (one.hosts.first(), entry) {
                 (Some(host), _) => {
                     let list = by_host.get(&**host).map(Vec::as_slice).unwrap_or_default();
-                    list.iter().copied().take(MOST_CANDIDATES).collect()
+                    let by_name = list.iter().take(MOST_CANDIDATES);
+                    by_name.chain(&everywhere).copied().collect()
                 }
                 (None, Some(entry)) => {
                     let stricter = [OutboundAction::Deny, OutboundAction::Mtls]
@@ -320,12 +343,28 @@ impl Lint<'_> {
         let stricter =
             wide.action < one.action && (self.denies() || wide.action != OutboundAction::Deny);
         let before = wide.action == one.action && other < number;
+        (stricter || before)
+            && self.covers_match((other, wide), (number, one))
+            && (stricter
+                || same_match(self.policy, [(other, wide), (number, one)])
+                || (one.action == OutboundAction::Mtls
+                    && (one.tunnel_reuse != wide.tunnel_reuse
+                        || !self.same_servers(other, number))))
+    }
+
+    /// Whether destination `wide` matches all that `one` does.
+    fn covers_match(
+        &self,
+        (other, wide): (u32, &Destination),
+        (number, one): (u32, &Destination),
+    ) -> bool {
         let hosts = one.hosts.len().saturating_mul(wide.hosts.len());
-        if !(stricter || before) || !self.work.spend(hosts.saturating_mul(2).saturating_add(1)) {
+        if !self.work.spend(hosts.saturating_mul(2).saturating_add(1)) {
             return false;
         }
+        let everywhere = is_everywhere(self.policy, wide.action, other);
         self.covers_ports(wide.ports.as_ref(), one.ports.as_ref())
-            && one.hosts.iter().all(|host| wide.hosts.contains(host))
+            && (everywhere || one.hosts.iter().all(|host| wide.hosts.contains(host)))
             && match (
                 entry_of(self.policy, wide.action, other),
                 entry_of(self.policy, one.action, number),
@@ -334,8 +373,13 @@ impl Lint<'_> {
                 (None, Some(_)) => false,
                 (Some(wide), Some(narrow)) => self.covers(wide, narrow),
             }
-            && (stricter || same_match(self.policy, [(other, wide), (number, one)]))
     }
+}
+
+/// Whether its `ipBlocks` are every address of both families, and so every name's.
+fn is_everywhere(policy: &Policy, action: OutboundAction, number: u32) -> bool {
+    let set = entry_of(policy, action, number).and_then(|entry| entry.addresses.as_ref());
+    set.is_some_and(|set| set.whole_families() == [true, true])
 }
 
 fn entry_of(policy: &Policy, action: OutboundAction, number: u32) -> Option<&Entry> {

@@ -21,8 +21,10 @@ use super::{Action, AppAddress, Enforcement, Mode, OutboundAction};
 pub(super) const API_VERSION: &str = "pillion/v1alpha1";
 /// The only kind of document.
 pub(super) const KIND: &str = "SidecarPolicy";
-/// Names that verdicts carry where no rule decides.
-pub(super) const RESERVED_NAMES: [&str; 2] = [super::DEFAULT_RULE, super::AUDIT_RULE];
+/// Names that verdicts, `explain`, `diff` and the metrics carry where no rule decides, and that of
+/// all the rules which the metrics don't count apart. `trustDomains` is one, too, and no DNS label.
+pub(super) const RESERVED_NAMES: [&str; 6] =
+    [super::DEFAULT_RULE, super::AUDIT_RULE, "mtls", "probes", "tls", "other"];
 
 const ACTIONS: &[(&str, Action)] = &[("allow", Action::Allow), ("deny", Action::Deny)];
 const OUT_DEFAULTS: &[(&str, Action)] = &[("passthrough", Action::Allow), ("deny", Action::Deny)];

@@ -1,5 +1,6 @@
 //! The meaning of a policy file, sentence by sentence.
 
+mod destinations;
 mod rejects;
 mod verdicts;
 mod words;

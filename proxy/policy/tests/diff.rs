@@ -20,6 +20,7 @@ use pillion_certs::spiffe::TrustDomain;
 use pillion_policy::diff::{
     Change, Diff, Effect, Identities, MOST_CLASSES, Outcome, What, Who, diff,
 };
+use pillion_policy::load;
 
 /// Connections that each pair of files is asked about, each way.
 const EACH: u64 = 50;
@@ -129,28 +130,15 @@ fn inbound_agrees(found: &Diff, files: [&Reference<'_>; 2], text: &str, random: 
 
 fn outbound_agrees(found: &Diff, files: [&Reference<'_>; 2], text: &str, random: &mut Rng) {
     let (ip, port) = (random::address(random), port(random));
-    let names: Vec<&str> = random::HOSTS.iter().copied().filter(|_| random.u32(..4) == 0).collect();
+    let names: Vec<&str> = random::HOSTS.iter().copied().filter(|_| random.u32(..3) == 0).collect();
     let text = format!("{ip} port {port} {names:?}\n{text}");
     let here = found.changes.iter().filter(|change| !change.inbound && place(change, ip, port));
     let here: Vec<&Change> = here.collect();
     let [(was, from), (now, to)] = files.map(|file| file.outbound(ip, port, &names));
-    if let [_, _, ..] = &*names {
-        let named = |c: &&&Change| c.who.iter().any(|w| names.iter().any(|name| is_name(w, name)));
-        let told =
-            here.iter().filter(named).any(|c| c.what == What::Verdict && !c.is_by_name_only());
-        let told = told || here.iter().any(|c| c.who.contains(&Who::NoName));
-        assert!(was.way == now.way || told, "{text}");
-        return;
-    }
-    let listed = |name: &str| here.iter().any(|c| c.who.iter().any(|w| is_name(w, name)));
-    let is_meant_by = |change: &&&Change| match &*names {
-        [name] if listed(name) => change.who.iter().any(|who| is_name(who, name)),
-        _ => change.who.contains(&Who::NoName),
-    };
-    let ours: Vec<&Change> = here.iter().filter(is_meant_by).copied().collect();
     let side = |o: &common::reference::Outcome| (o.way.word(), o.rule.clone(), o.shadow.clone());
+    let sides = [side(&was), side(&now)];
     // A name that no destination of this port has is none, whatever it was called above.
-    let known = |name: &str| {
+    let known = |name: &&&str| {
         files.iter().any(|f| {
             f.file.destinations.iter().any(|d| {
                 d.ports.as_ref().is_none_or(|p| p.contains(&port))
@@ -158,11 +146,49 @@ fn outbound_agrees(found: &Diff, files: [&Reference<'_>; 2], text: &str, random:
             })
         })
     };
-    let ours = match &*names {
-        [name] if known(name) && !listed(name) => Vec::new(),
-        _ => ours,
+    let known: Vec<&str> = names.iter().filter(known).copied().collect();
+    let of = |one: &dyn Fn(&Who) -> bool| -> Vec<&Change> {
+        here.iter().filter(|c| c.who.iter().any(one)).copied().collect()
     };
-    agrees(ours.iter().copied(), (was.way, now.way), [side(&was), side(&now)], &text);
+    let ours: Vec<&Change> = match &*known {
+        [] => of(&|who| *who == Who::NoName),
+        [name] => of(&|who| is_name(who, name)),
+        [one, other] => {
+            let both = of(&|who| is_both(who, one, other));
+            let alone = of(&|who| is_name(who, one) || is_name(who, other));
+            // What two have in common with one of them is told there.
+            let alone = alone.into_iter().filter(|c| [told(&c.was), told(&c.now)] == sides);
+            let of_one: Vec<&Change> = alone.collect();
+            for change in &both {
+                assert!(!of_one.contains(change), "{change:?} twice: {text}");
+                let loosens = |c: &&Change| c.effect == change.effect;
+                let told = of(&|who| is_name(who, one) || is_name(who, other));
+                assert!(!change.told || told.iter().any(loosens), "{change:?} {text}");
+            }
+            let mut all = of_one;
+            all.extend(both);
+            all
+        }
+        more => {
+            // With more names a verdict changes as one or two of them tell.
+            let whose = |who: &Who| match who {
+                Who::Name(name) => more.contains(&&**name),
+                Who::Names(one, other) => [one, other]
+                    .iter()
+                    .all(|names| names.iter().any(|name| more.contains(&&**name))),
+                _ => false,
+            };
+            let way = |v: &str| v.to_owned();
+            let told = of(&whose).into_iter().any(|c| {
+                c.what == What::Verdict
+                    && [way(c.was.verdict), way(c.now.verdict)]
+                        == [way(sides[0].0), way(sides[1].0)]
+            });
+            assert!(was.way == now.way || told, "{text}");
+            return;
+        }
+    };
+    agrees(ours.iter().copied(), (was.way, now.way), sides, &text);
 
     let (Some(from), Some(to), Some(id)) = (from, to, random::identity(random)) else { return };
     if was.way != Way::Mtls || now.way != Way::Mtls {
@@ -182,6 +208,11 @@ fn outbound_agrees(found: &Diff, files: [&Reference<'_>; 2], text: &str, random:
 
 fn is_name(who: &Who, name: &str) -> bool {
     matches!(who, Who::Name(one) if **one == *name)
+}
+
+fn is_both(who: &Who, one: &str, other: &str) -> bool {
+    let has = |names: &[std::sync::Arc<str>], name: &str| names.iter().any(|n| **n == *name);
+    matches!(who, Who::Names(a, b) if (has(a, one) && has(b, other)) || (has(a, other) && has(b, one)))
 }
 
 fn port(random: &mut Rng) -> u16 {
@@ -211,4 +242,71 @@ fn a_verdict_differs_where_the_diff_says_so_and_nowhere_else() {
         EACH
     });
     assert!(asked > files * EACH * 9 / 10, "{asked}: too many pairs were too large");
+}
+
+/// The lines of a diff between two files that differ in `outbound`.
+fn told_of(old: &str, new: &str) -> Vec<String> {
+    let [old, new] = [old, new].map(|outbound| {
+        let text = format!(
+            "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {{name: t}}\n\
+             inbound: {{mtls: strict, defaultAction: deny}}\noutbound: {{{outbound}}}\n"
+        );
+        load("t", &text, Some(&own())).unwrap_or_else(|e| panic!("{e}\n{text}")).policy
+    });
+    let found = diff(&old, &new, MOST_CLASSES).unwrap();
+    found.changes.iter().filter(|c| !c.is_detail()).map(ToString::to_string).collect()
+}
+
+#[test]
+fn destinations_on_one_line_are_compared_each_for_itself() {
+    let both = |second: &str| {
+        format!(
+            "defaultAction: deny, destinations: [{{name: a, ipBlocks: [10.0.0.1], action: mtls, \
+             serverIdentities: [x/a]}}, {{name: b, ipBlocks: [10.0.0.2], action: mtls, \
+             serverIdentities: [{second}]}}]"
+        )
+    };
+    let id = |sa| format!("spiffe://cluster.local/ns/x/sa/{sa}");
+    let place = "outbound every port to 10.0.0.2/32";
+    assert_eq!(
+        told_of(&both("x/b"), &both("x/c")),
+        [
+            format!("loosens  {place}: the server may now be {} (mtls by b)", id("c")),
+            format!("tightens {place}: the server may no longer be {} (mtls by b)", id("b")),
+        ]
+    );
+}
+
+/// An address of both names was carried over mTLS, by the stricter of the two.
+#[test]
+fn two_names_have_a_line_where_neither_alone_has_it() {
+    let mtls = |name: &str, server: &str| {
+        format!("{{name: {name}, hosts: [{name}], action: mtls, serverIdentities: [x/{server}]}}")
+    };
+    let pass = "{name: b, hosts: [b, bb], action: passthrough}";
+    let file = |list: &[&str]| format!("defaultAction: deny, destinations: [{}]", list.join(", "));
+    let place = "outbound every port to any address, named";
+    assert_eq!(
+        told_of(&file(&[&mtls("a", "a"), pass]), &file(&[pass])),
+        [
+            format!(
+                "loosens  mtls -> passthrough  {place} both a and one of (b, bb) (was: mtls by a; \
+                 now: passthrough by b)"
+            ),
+            format!("tightens mtls -> deny  {place} a (was: mtls by a; now: deny by default)"),
+        ]
+    );
+    // The order says who may answer where two match: turned, each alone fares as before.
+    let (a, c) = (mtls("a", "a"), mtls("c", "c"));
+    let id = |sa| format!("spiffe://cluster.local/ns/x/sa/{sa} (mtls by c)");
+    assert_eq!(
+        told_of(&file(&[&a, &c]), &file(&[&c, &a])),
+        [
+            format!("loosens  {place} both a and c: the server may now be {}", id("c")),
+            format!("tightens {place} both a and c: the server may no longer be {}", id("a")),
+        ]
+    );
+    // A line of one of the two says as much already.
+    let listed = [&*a, &*c];
+    assert_eq!(told_of(&file(&listed), &file(&listed[..1])).len(), 1);
 }

@@ -1,17 +1,19 @@
 //! `explain --connections`: what a file that isn't live yet would make of the connections that are
 //! open.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pillion_policy::{NoHosts, Policy};
+use pillion_policy::{HostTable, NoHosts, Policy};
 use serde_json::{Value, json};
 
-use super::{EXIT_DENIED, EXIT_OK, EXIT_USAGE, Output};
+use super::{EXIT_DENIED, EXIT_OK, EXIT_USAGE, Output, UNKNOWN_DOMAIN};
 use crate::live::Told;
+use crate::telemetry::Direction;
 
 /// The longest answer that is read, in bytes: some hundred for each connection.
 const MOST_BYTES: u64 = 1 << 30;
@@ -35,38 +37,106 @@ pub(super) fn judge(
     };
     let identified = connections.iter().any(|one| one.peer.is_some());
     if identified && policy.trust_domains().is_empty() {
-        let why = "a file without trustDomains accepts peers of our own trust domain; say which \
-                   one that is with --trust-domain";
-        writeln!(err, "{why}")?;
+        writeln!(err, "{UNKNOWN_DOMAIN}")?;
         return Ok(EXIT_USAGE);
     }
-    if !policy.hosts().is_empty() {
-        let names = policy.hosts().join(", ");
+    let mut hosts = Hosts { policy, by_port: HashMap::new() };
+    let judged: Vec<(&Told, Fate)> = connections.iter().map(|one| (one, hosts.fate(one))).collect();
+    let count = |like: fn(&Fate) -> bool| judged.iter().filter(|(_, fate)| like(fate)).count();
+    let stays = count(|fate| *fate == Fate::Stays);
+    let ends = count(|fate| matches!(fate, Fate::Ends(_)));
+    let may_end = count(|fate| matches!(fate, Fate::MayEnd { .. }));
+    if may_end > 0 {
         writeln!(
             err,
-            "note: names are those that the running proxy knew; a name that only this file has \
-             ({names}) may match more once it is resolved"
+            "note: the names of a connection are those that the running proxy knew when it was \
+             opened; whether its address has another name of this file is only known once that is \
+             resolved"
         )?;
     }
-    let judged: Vec<(&Told, Option<Arc<str>>)> =
-        connections.iter().map(|one| (one, one.facts().denied_by(policy, &NoHosts))).collect();
-    let ends = judged.iter().filter(|(_, rule)| rule.is_some()).count();
-    let stays = judged.len().saturating_sub(ends);
     match output {
         Output::Json => {
-            let list: Vec<_> =
-                judged.iter().map(|(one, rule)| as_json(one, rule.as_deref())).collect();
-            let report = json!({"connections": list, "stay": stays, "end": ends});
+            let list: Vec<_> = judged.iter().map(|(one, fate)| as_json(one, fate)).collect();
+            let report =
+                json!({"connections": list, "stay": stays, "end": ends, "mayEnd": may_end});
             writeln!(out, "{report:#}")?;
         }
         Output::Text => {
-            for (one, rule) in &judged {
-                line(one, rule.as_deref(), out)?;
+            for (one, fate) in &judged {
+                line(one, fate, out)?;
             }
-            writeln!(out, "{} open: {stays} would stay, {ends} would end", judged.len())?;
+            write!(out, "{} open: {stays} would stay, {ends} would end", judged.len())?;
+            if may_end > 0 {
+                write!(out, ", {may_end} may end")?;
+            }
+            writeln!(out)?;
         }
     }
-    Ok(if ends == 0 { EXIT_OK } else { EXIT_DENIED })
+    Ok(if ends == 0 && may_end == 0 { EXIT_OK } else { EXIT_DENIED })
+}
+
+/// What becomes of a connection, with the rule that ends it.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    Ends(Arc<str>),
+    /// If its address has a name that the running proxy didn't know it by.
+    MayEnd {
+        rule: Arc<str>,
+        name: Arc<str>,
+    },
+}
+
+/// The policy, and on each port one of the names that fare alike.
+struct Hosts<'p> {
+    policy: &'p Policy,
+    by_port: HashMap<u16, Vec<Arc<str>>>,
+}
+
+/// One name more than the address had.
+struct Also<'n>(&'n str);
+
+impl HostTable for Also<'_> {
+    fn contains(&self, host: &str, _: IpAddr) -> bool {
+        host == self.0
+    }
+}
+
+impl Hosts<'_> {
+    fn fate(&mut self, one: &Told) -> Fate {
+        let policy = self.policy;
+        if let Some(rule) = one.facts().denied_by(policy, &NoHosts) {
+            return Fate::Ends(rule);
+        }
+        let (Direction::Outbound, Some(destination)) = (one.direction, one.destination) else {
+            return Fate::Stays;
+        };
+        // One name is enough: of several, the strictest verdict is that of one of them.
+        let names = self.by_port.entry(destination.port());
+        let names = names.or_insert_with(|| distinct(policy, destination.port()));
+        let ends = |name: &Arc<str>| {
+            let rule = one.facts().denied_by(policy, &Also(name))?;
+            Some(Fate::MayEnd { rule, name: Arc::clone(name) })
+        };
+        names.iter().find_map(ends).unwrap_or(Fate::Stays)
+    }
+}
+
+/// The names that destinations with the port list: of those in the same destinations, the first.
+fn distinct(policy: &Policy, port: u16) -> Vec<Arc<str>> {
+    let mut listed: BTreeMap<&Arc<str>, Vec<usize>> = BTreeMap::new();
+    for (number, one) in policy.destinations().iter().enumerate() {
+        if one.ports().is_none_or(|ports| ports.contains(&port)) {
+            for host in one.hosts() {
+                listed.entry(host).or_default().push(number);
+            }
+        }
+    }
+    let mut classes: BTreeMap<Vec<usize>, &Arc<str>> = BTreeMap::new();
+    for (name, by) in listed {
+        classes.entry(by).or_insert(name);
+    }
+    classes.into_values().map(Arc::clone).collect()
 }
 
 fn read(answer: &[u8]) -> Result<Vec<Told>, String> {
@@ -77,21 +147,28 @@ fn read(answer: &[u8]) -> Result<Vec<Told>, String> {
     (1..).zip(list).map(|(number, item): (usize, &Value)| one((number, item))).collect()
 }
 
-fn line(one: &Told, rule: Option<&str>, out: &mut dyn Write) -> io::Result<()> {
+fn line(one: &Told, fate: &Fate, out: &mut dyn Write) -> io::Result<()> {
     let (way, source) = (one.direction.label(), one.source);
     let to = one.destination.map_or_else(|| "?".to_owned(), |to| to.to_string());
     let peer = one.peer.as_ref().map(|id| format!("  {id}")).unwrap_or_default();
-    match rule {
-        None => writeln!(out, "stays  {way:8} {source} -> {to}{peer}"),
-        Some(rule) => writeln!(out, "ends   {way:8} {source} -> {to}{peer}  by {rule}"),
+    let what = format!("{way:8} {source} -> {to}{peer}");
+    match fate {
+        Fate::Stays => writeln!(out, "stays  {what}"),
+        Fate::Ends(rule) => writeln!(out, "ends   {what}  by {rule}"),
+        Fate::MayEnd { rule, name } => writeln!(out, "may end {what}  by {rule} if it is {name}"),
     }
 }
 
-fn as_json(one: &Told, rule: Option<&str>) -> Value {
+fn as_json(one: &Told, fate: &Fate) -> Value {
+    let (rule, name) = match fate {
+        Fate::Stays => (None, None),
+        Fate::Ends(rule) => (Some(&**rule), None),
+        Fate::MayEnd { rule, name } => (Some(&**rule), Some(&**name)),
+    };
     json!({
         "direction": one.direction.label(), "source": one.source,
         "destination": one.destination, "peer": one.peer.as_ref().map(|id| id.as_str()),
-        "stays": rule.is_none(), "rule": rule,
+        "stays": *fate == Fate::Stays, "rule": rule, "mayEnd": name,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use pillion_certs::spiffe::TrustDomain;
@@ -11,7 +12,7 @@ use pillion_policy::diff::{
 };
 use serde_json::{Value, json};
 
-use super::{EXIT_BAD_FILE, EXIT_CHANGED, EXIT_OK, EXIT_USAGE, Output, load};
+use super::{EXIT_BAD_FILE, EXIT_CHANGED, EXIT_OK, EXIT_USAGE, Output, UNKNOWN_DOMAIN, load};
 
 /// Options of `diff`.
 #[derive(Debug, Args)]
@@ -24,7 +25,8 @@ pub struct DiffArgs {
     /// `namespace/service-account`.
     #[arg(long)]
     trust_domain: Option<TrustDomain>,
-    /// Also connections that fare as before, by another rule or with another report.
+    /// Also connections that fare as before, by another rule or with another report, and two names
+    /// where one of them alone has a line of that effect.
     #[arg(long)]
     all: bool,
     /// How to print what was found.
@@ -45,9 +47,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
     let [old, new] = &*both else { return Ok(worst) };
     let unknown = |policy: &Policy| policy.trust_domains().is_empty();
     if args.trust_domain.is_none() && (unknown(old) || unknown(new)) {
-        let why = "a file without trustDomains accepts peers of our own trust domain; say which \
-                   one that is with --trust-domain";
-        writeln!(err, "{why}")?;
+        writeln!(err, "{UNKNOWN_DOMAIN}")?;
         return Ok(EXIT_USAGE);
     }
     let found = match diff(old, new, MOST_CLASSES) {
@@ -64,7 +64,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
         }
     };
     let (shown, hidden): (Vec<_>, Vec<_>) =
-        found.changes.iter().partition(|change| args.all || !change.is_by_name_only());
+        found.changes.iter().partition(|change| args.all || !change.is_detail());
     let changed = !(shown.is_empty() && found.settings.is_empty());
     match args.output {
         Output::Json => writeln!(out, "{:#}", report(&found, &shown, hidden.len()))?,
@@ -81,7 +81,8 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
             if !hidden.is_empty() {
                 writeln!(
                     out,
-                    "{} more: the same verdict by another rule or with another report (--all)",
+                    "{} more: the same verdict by another rule or with another report, or what two \
+                     names share with one (--all)",
                     hidden.len()
                 )?;
             }
@@ -135,7 +136,7 @@ fn ports(ports: &Ports) -> Value {
 }
 
 fn identities(ids: &Identities) -> Value {
-    let texts = |list: &[std::sync::Arc<str>]| list.iter().map(ToString::to_string).collect();
+    let texts = |list: &[Arc<str>]| list.iter().map(ToString::to_string).collect();
     let (matching, but_not): (Vec<String>, Vec<String>) =
         (texts(&ids.matching), texts(&ids.but_not));
     json!({"matching": matching, "butNot": but_not})
@@ -149,6 +150,11 @@ fn who(who: &Who) -> Value {
         Who::Stranger => json!({"kind": "otherTrustDomain"}),
         Who::NoName => json!({"kind": "noName"}),
         Who::Name(name) => json!({"kind": "name", "name": &**name}),
+        Who::Names(one, other) => {
+            let texts =
+                |list: &[Arc<str>]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+            json!({"kind": "names", "names": [texts(one), texts(other)]})
+        }
     }
 }
 

@@ -31,6 +31,10 @@ pub const EXIT_DENIED: u8 = 3;
 /// `diff`: something changes.
 pub const EXIT_CHANGED: u8 = 4;
 
+/// Why no identity can be judged without knowing our own trust domain.
+const UNKNOWN_DOMAIN: &str = "a file without trustDomains accepts peers of our own trust domain; \
+                              say which one that is with --trust-domain";
+
 /// What `--help` ends with.
 pub const EXAMPLES: &str = "\
 Examples:
@@ -317,6 +321,10 @@ fn explain_one(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<u8> {
+    if args.identity.is_some() && policy.trust_domains().is_empty() {
+        writeln!(err, "{UNKNOWN_DOMAIN}")?;
+        return Ok(EXIT_USAGE);
+    }
     // The proxy makes mapped addresses plain at its edge, and this is the edge of the command.
     let explained = match (args.direction, args.source, args.dest, args.port) {
         (Direction::Inbound, Some(source), _, Some(port)) => policy.explain_inbound(&InboundConn {

@@ -142,8 +142,8 @@ impl Told {
         let name = |name: &Value| name.as_str().map(Arc::from).ok_or("names: not text");
         Ok(Self {
             direction,
-            source: parsed(item, "source")?.ok_or("source: no address")?,
-            destination: parsed(item, "destination")?,
+            source: parsed(item, "source")?.map(plain).ok_or("source: no address")?,
+            destination: parsed(item, "destination")?.map(plain),
             stage,
             names: names.iter().map(name).collect::<Result<_, _>>()?,
             peer: parsed(item, "peer")?,
@@ -163,6 +163,11 @@ impl Told {
             tls: self.tls,
         }
     }
+}
+
+/// The policy knows no IPv4-mapped addresses, and an answer may be written by another hand.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// A field of text; `None` for null.

@@ -39,7 +39,8 @@ pub(super) fn changes(old: &Policy, new: &Policy, work: &Work) -> Option<Vec<Cha
     let change = |((key, addresses, who, everyone), parts): (_, Vec<&Ports>)| {
         let (effect, what, was, now): Key = key;
         let ports = ports.union(&parts);
-        Change { effect, inbound: true, ports, addresses, who, everyone, what, was, now }
+        let told = false;
+        Change { effect, inbound: true, ports, addresses, who, everyone, what, was, now, told }
     };
     Some(lines.into_iter().map(change).collect())
 }
@@ -101,16 +102,19 @@ fn of_ports(old: &Policy, new: &Policy, said: &Said, port: u16, work: &Work) -> 
         .collect();
     let before_identities = paths.len().saturating_add(2);
 
-    let judge = |address: &AddressClass, peer: usize| {
-        let peer = peers.get(peer)?;
+    let differ = |address: &AddressClass, peer: &Peer<'_>| {
         let (was, now) = (
             admission(old, address.sample, port, peer),
             admission(new, address.sample, port, peer),
         );
         let rank = |outcome: &Outcome| outcome.verdict == "allow";
-        (was != now).then(|| vec![(Effect::of(rank(&was), rank(&now)), What::Verdict, was, now)])
+        (was != now).then(|| (Effect::of(rank(&was), rank(&now)), What::Verdict, was, now))
     };
-    let grouped = gather(&addresses, peers.len(), work, judge)?;
+    let grouped = gather(&addresses, |address| {
+        work.spend(peers.len()).then_some(())?;
+        let keys = (0..).zip(&peers).filter_map(|(n, peer)| Some((differ(address, peer)?, n)));
+        Some(keys.collect::<Vec<(Key, usize)>>())
+    })?;
     let lines = grouped.into_iter().map(|(key, networks, some)| {
         let everyone = some.len() == peers.len();
         let mut who: Vec<Who> = Vec::new();
@@ -120,10 +124,11 @@ fn of_ports(old: &Policy, new: &Policy, said: &Said, port: u16, work: &Work) -> 
             Peer::Identity(id) => (**id == stranger).then_some(Who::Stranger),
         }));
         let classes = some.iter().filter_map(|n| n.checked_sub(before_identities)).collect();
-        who.extend(identities.describe(&classes).into_iter().map(Who::Identities));
-        (key, networks, who, everyone)
+        let described = identities.describe(&classes, work)?;
+        who.extend(described.into_iter().map(Who::Identities));
+        Some((key, networks, who, everyone))
     });
-    Some(lines.collect())
+    lines.collect()
 }
 
 fn entries_of(policy: &Policy, number: u32) -> impl Iterator<Item = &Entry> {

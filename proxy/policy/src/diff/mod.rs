@@ -6,6 +6,7 @@
 
 mod identities;
 mod inbound;
+mod names;
 mod outbound;
 mod settings;
 mod space;
@@ -15,8 +16,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::Policy;
 use super::index::Work;
-use super::{DEFAULT_RULE, Policy};
 
 pub use space::Ports;
 
@@ -104,6 +105,9 @@ pub enum Who {
     NoName,
     /// Outbound: an address of this name, and of no other name of the files.
     Name(Arc<str>),
+    /// Outbound: an address of one of the first names and of one of the second. There is a line
+    /// only for what neither name alone has.
+    Names(Vec<Arc<str>>, Vec<Arc<str>>),
 }
 
 /// Connections that change in the same way.
@@ -127,19 +131,22 @@ pub struct Change {
     pub was: Outcome,
     /// By the new policy.
     pub now: Outcome,
+    /// Of two names: whether a line of one of them alone has this effect, too.
+    pub told: bool,
 }
 
 impl Change {
     /// Whether the connections fare as before, by another rule or with another report.
-    ///
-    /// Not for outbound where the default decides on one side alone: a destination counts for an
-    /// address beside the destinations of its other names, and the default does not.
     #[must_use]
     pub fn is_by_name_only(&self) -> bool {
-        let default = |outcome: &Outcome| &*outcome.rule == DEFAULT_RULE;
-        self.effect == Effect::Changes
-            && self.what == What::Verdict
-            && (self.inbound || default(&self.was) == default(&self.now))
+        self.effect == Effect::Changes && self.what == What::Verdict
+    }
+
+    /// Whether a summary may leave it out: [by name only](Self::is_by_name_only), or
+    /// [told](Self::told) of one name already.
+    #[must_use]
+    pub fn is_detail(&self) -> bool {
+        self.told || self.is_by_name_only()
     }
 }
 
@@ -180,8 +187,8 @@ pub struct TooLarge {
 ///
 /// A peer that proves an identity is judged on a port with `mtls: disable` as the proxy does, which
 /// sees no identity there. An address that has several of the files' names is judged with each of
-/// them alone: its verdict changes only if one of those is a change other than
-/// [by name only](Change::is_by_name_only).
+/// them alone and with each two of them; a change of two is there where neither alone has it. With
+/// more names than two its verdict, and who may answer, changes only as one of those tells.
 ///
 /// # Errors
 /// [`TooLarge`], when there are more classes.

@@ -1,6 +1,7 @@
 //! Changes in words.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -16,6 +17,13 @@ fn list(items: impl Iterator<Item = String>, kind: &str) -> String {
     items.truncate(MOST_NAMED);
     let named = items.join(", ");
     if more == 0 { named } else { format!("{named} and {more} more {kind} (all with -o json)") }
+}
+
+fn any_of(names: &[Arc<str>]) -> String {
+    match names {
+        [name] => name.to_string(),
+        names => format!("one of ({})", list(names.iter().map(ToString::to_string), "names")),
+    }
 }
 
 impl fmt::Display for Ports {
@@ -88,6 +96,7 @@ impl Change {
             Who::Stranger => "as a peer of a trust domain that neither file accepts".to_owned(),
             Who::NoName => "without a name of the files".to_owned(),
             Who::Name(name) => format!("named {name}"),
+            Who::Names(one, other) => format!("named both {} and {}", any_of(one), any_of(other)),
         };
         format!(", {}", list(self.who.iter().map(one), "kinds").replace(", as ", ", or as "))
     }

@@ -100,7 +100,15 @@ fn a_probe_asks_for_a_path_as_a_request_line_has_it() {
 fn names() {
     let named =
         |name: &str| rules(&format!("{{name: {name}, action: allow, from: [{{any: true}}]}}"));
-    for name in ["default", "audit", "A", "a_b", "-a", "a-", "a.b", &"a".repeat(64)] {
+    let reserved = ["default", "audit", "mtls", "probes", "tls", "other"];
+    for name in reserved.into_iter().chain(["trustDomains"]).chain([
+        "A",
+        "a_b",
+        "-a",
+        "a-",
+        "a.b",
+        &"a".repeat(64),
+    ]) {
         assert_eq!(errors(&named(name)), [Kind::BadValue], "{name}");
     }
     assert_eq!(errors(&named("7")), [Kind::WrongType]);
@@ -207,7 +215,8 @@ fn equal_rules_and_rules_without_a_peer() {
     };
     assert_eq!(two("enforce", "enforce"), [Kind::UnreachableRule]);
     assert_eq!(two("enforce", "audit"), [Kind::UnreachableRule]);
-    assert_eq!(two("audit", "enforce"), []);
+    assert_eq!(two("audit", "enforce"), [Kind::UnreachableRule]);
+    assert_eq!(two("audit", "audit"), [Kind::UnreachableRule]);
     let plain = |ports: &str| {
         errors(&file(
             "",
@@ -288,6 +297,10 @@ fn what_is_only_warned_of() {
     };
     assert_eq!(open("allow", "{ipBlocks: [0.0.0.0/0]}"), [Kind::OpenToAll]);
     assert_eq!(open("allow", "{ipBlocks: [\"::/0\"]}"), [Kind::OpenToAll]);
+    let halves = "ipBlocks: [0.0.0.0/1, 128.0.0.0/1]";
+    assert_eq!(open("allow", &format!("{{{halves}}}")), [Kind::OpenToAll]);
+    assert_eq!(open("allow", &format!("{{{halves}, identities: [a/b]}}")), []);
+    assert_eq!(open("allow", "{ipBlocks: [0.0.0.0/1, 128.0.0.0/2]}"), []);
     assert_eq!(open("allow", "{ipBlocks: [0.0.0.0/0], identities: [a/b]}"), []);
     assert_eq!(open("deny", "{ipBlocks: [0.0.0.0/0]}"), []);
     assert_eq!(open("allow", "{any: true}"), []);

@@ -188,6 +188,7 @@ pub fn file(random: &mut Rng) -> File {
     random.shuffle(&mut probes);
     probes.truncate(random.usize(..8).saturating_sub(4));
     File {
+        one_line: one_in(random, 3),
         audit: one_in(random, 5),
         domains,
         mode: mode(random),

@@ -154,7 +154,8 @@ impl Reference<'_> {
             return denied(&rule);
         }
         match (self.mode(port), id) {
-            (Mode::Strict, None) | (Mode::Disable, Some(_)) => denied("tls"),
+            (Mode::Strict, None) => denied("tls"),
+            (Mode::Disable, _) => self.inbound(ip, port, None),
             (_, Some(id)) if !self.accepts(domain(id)) => denied("tls"),
             _ => self.inbound(ip, port, id),
         }

@@ -53,6 +53,8 @@ pub enum Mode {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
+    /// Whether each list of rules and destinations is one line.
+    pub one_line: bool,
     pub audit: bool,
     pub domains: Option<Vec<String>>,
     pub mode: Mode,
@@ -140,10 +142,10 @@ impl Destination {
 }
 
 impl File {
-    /// Each rule and destination has a line of its own.
+    /// Each rule and destination has a line of its own, or each list is one.
     pub fn text(&self) -> String {
         let list = |items: Vec<String>| match &*items {
-            [] => " []\n".to_owned(),
+            items if items.is_empty() || self.one_line => format!(" [{}]\n", items.join(", ")),
             items => {
                 format!("\n{}", items.iter().map(|i| format!("  - {i}\n")).collect::<String>())
             }

@@ -154,6 +154,20 @@ fn each_stage_is_judged_by_what_it_asks() {
 }
 
 #[test]
+fn a_mapped_address_is_the_ipv4_one() {
+    let item = json!({
+        "direction": "inbound", "source": "[::ffff:10.1.0.1]:4000",
+        "destination": "[::ffff:10.2.0.1]:80", "stage": "opening", "probe": null, "tls": null,
+        "peer": null, "names": [],
+    });
+    let told = told(&item);
+    assert_eq!(told.source, "10.1.0.1:4000".parse().unwrap());
+    assert_eq!(told.destination, Some("10.2.0.1:80".parse().unwrap()));
+    let rule = told.facts().denied_by(&policies()[1], &NoHosts);
+    assert_eq!(rule.as_deref(), Some("net"));
+}
+
+#[test]
 fn an_item_that_says_too_little_is_an_error_and_never_stays() {
     let good = json!({
         "direction": "inbound", "source": "10.0.0.1:1", "destination": null, "stage": "opening",
