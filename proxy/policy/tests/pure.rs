@@ -15,6 +15,7 @@ const TAKEN: &[&str] = &[
     "std::error",
     "std::fmt",
     "std::hash",
+    "std::iter",
     "std::mem",
     "std::net",
     "std::ops",
