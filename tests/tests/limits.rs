@@ -27,6 +27,15 @@ fn plaintext(
     server.mesh(bed, options(MeshOptions::new(policy::serve_in_mode("disable"), SERVER)))
 }
 
+/// An app that takes each connection and ends it at once, until the proxy has none left. It goes on
+/// taking them: a connection counts as opened before the proxy has dialled the app.
+fn idle_once_taken(sidecar: &Sidecar, app: &TcpListener) -> Result<(), Failure> {
+    wait_until("no connection left", LIMIT, || {
+        while app.accept().is_ok() {}
+        Ok((sidecar.metric(metric::OPEN, &[])? == 0.0).then_some(()))
+    })
+}
+
 /// One more connection that is served, both ends.
 fn served(client: &Pod, app: &TcpListener) -> Result<(TcpStream, TcpStream), Failure> {
     let mut asking = client.connect(app.local_addr()?)?;
@@ -139,8 +148,7 @@ fn few_descriptors_are_kept_for_health_and_metrics() {
         assert_eq!(callee.metric(metric::ACCEPT_ERRORS, &[])?, 0.0, "none ran out");
         assert!(callee.process().ended()?.is_none());
         drop(open);
-        while app.accept().is_ok() {}
-        callee.wait_idle()?;
+        idle_once_taken(&callee, &app)?;
         drop(served(&client, &app)?);
         Ok(())
     });
@@ -187,15 +195,12 @@ fn out_of_descriptors_it_waits_and_goes_on() {
         callee.wait_metric(metric::OPENED, &opened, CLIENTS as f64)?;
         assert!(back.elapsed() < Duration::from_secs(2), "recovered after {:?}", back.elapsed());
         drop(clients);
-        // What the app never took ends when its listener's queue does.
-        while app.accept().is_ok() {}
-        callee.wait_idle()?;
+        idle_once_taken(&callee, &app)?;
         let seconds = start.elapsed().as_secs_f64();
         let said = callee.messages("accept failed")?.len();
         assert!(said as f64 <= seconds + 2.0, "{said} lines in {seconds} s");
         assert!(callee.metric(metric::ACCEPT_ERRORS, &[("errno", "EMFILE")])? >= 1.0);
         assert_eq!(callee.health("/healthz/ready")?.0, 200);
-        while app.accept().is_ok() {}
         drop(served(&client, &app)?);
         Ok(())
     });
