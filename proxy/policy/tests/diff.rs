@@ -310,3 +310,22 @@ fn two_names_have_a_line_where_neither_alone_has_it() {
     let listed = [&*a, &*c];
     assert_eq!(told_of(&file(&listed), &file(&listed[..1])).len(), 1);
 }
+
+/// Every line of a diff between two files, word by word: `pillion-proxy diff --all` prints the same.
+#[test]
+fn what_changes_is_told_in_words() {
+    let [before, after] = ["before", "after"].map(|name| {
+        let path = format!("{}/tests/diff/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        load(&path, &text, Some(&own())).unwrap_or_else(|e| panic!("{e}")).policy
+    });
+    let found = diff(&before, &after, MOST_CLASSES).unwrap();
+    let settings = found.settings.iter().map(ToString::to_string);
+    let told: Vec<_> = settings.chain(found.changes.iter().map(ToString::to_string)).collect();
+    assert_eq!(told, include_str!("diff/told.txt").lines().collect::<Vec<_>>());
+    // By name only: an effect that is none, of what becomes of the connection.
+    for change in &found.changes {
+        let by_name = change.to_string().starts_with("changes");
+        assert_eq!((change.is_by_name_only(), change.is_detail()), (by_name, by_name), "{change}");
+    }
+}
