@@ -28,11 +28,16 @@ impl Usage {
             let tasks = format!("/proc/{pid}/task");
             for task in fs::read_dir(&tasks).context(tasks.as_str())? {
                 let task = task.context(tasks.as_str())?.path();
-                // A thread may end between the listing and the look.
-                let Ok(status) = fs::read_to_string(task.join("status")) else { continue };
+                let file = |name| read(&format!("{}/{name}", task.display()));
+                let (status, schedstat) = match (file("status"), file("schedstat")) {
+                    (Ok(status), Ok(schedstat)) => (status, schedstat),
+                    // A thread may end between the listing and either look.
+                    _ if !task.exists() => continue,
+                    (status, schedstat) => (status?, schedstat?),
+                };
                 sum.switches += number_after(&status, "\nvoluntary_ctxt_switches:");
                 sum.switches += number_after(&status, "\nnonvoluntary_ctxt_switches:");
-                sum.cpu_ns += on_processor(&read(&format!("{}/schedstat", task.display()))?);
+                sum.cpu_ns += on_processor(&schedstat);
             }
         }
         Ok(sum)

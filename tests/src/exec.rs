@@ -135,8 +135,12 @@ impl Process {
     pub fn cpu(&self) -> Result<Duration, Failure> {
         let mut total = Duration::ZERO;
         for task in fs::read_dir(self.proc("task")).context(|| "its threads")? {
-            let line =
-                fs::read_to_string(task?.path().join("schedstat")).context(|| "schedstat")?;
+            let task = task?.path();
+            let line = match fs::read_to_string(task.join("schedstat")) {
+                // A thread may end between the listing and the look.
+                Err(_) if !task.exists() => continue,
+                line => line.context(|| "schedstat")?,
+            };
             let nanoseconds = line.split(' ').next().and_then(|first| first.parse().ok());
             total += Duration::from_nanos(nanoseconds.unwrap_or_default());
         }
