@@ -297,6 +297,8 @@ mod tests {
             issue_for("spiffe://example.org/a", Duration::ZERO),
             Some(IssueError::BadTtl(_))
         ));
+        let years = |years: u32| make_ca(&domain(), HOUR * (365 * 24 * years));
+        assert!(years(100).is_ok() && matches!(years(101), Err(IssueError::BadTtl(_))));
         let leaf = issue(&ca, &"spiffe://example.org/a".parse().unwrap(), HOUR / 2).unwrap();
         let not_ca = CertificateAuthority { cert_pem: leaf.chain_pem, key_pem: leaf.key_pem };
         let refused = issue(&not_ca, &"spiffe://example.org/b".parse().unwrap(), HOUR / 4);

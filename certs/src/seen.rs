@@ -88,6 +88,15 @@ mod tests {
         }
         assert_eq!(table.len(), (CAPACITY, CAPACITY));
         assert!(table.get(&key(0)).is_none());
-        assert!(table.get(&key(3 * CAPACITY - 1)).is_some());
+        let last = key(3 * CAPACITY - 1);
+        assert_eq!(table.get(&last), Some(peer.clone()));
+
+        // The same chain, read under other bundles: what was verified last is what counts.
+        let svid =
+            issue::issue(&ca, &"spiffe://d/b".parse().unwrap(), Duration::from_secs(30)).unwrap();
+        let other = verifier.verify(&[der(&svid.chain_pem)], UnixTime::now()).unwrap();
+        assert_ne!(other, peer);
+        assert_eq!(table.insert(last, other.clone()), other);
+        assert_eq!(table.get(&last), Some(other));
     }
 }
