@@ -57,19 +57,19 @@ pub async fn dial(
     source: Option<IpAddr>,
     timeout: Duration,
 ) -> Result<Leg, DialError> {
-    dial_telling(dst, source, timeout, |_| ()).await.map(|(leg, ())| leg)
+    dial_through(dst, source, timeout, |connect| connect().map(|_| ())).await.map(|(leg, ())| leg)
 }
 
-/// The same; `began` is told our own address before the connection can arrive anywhere that is
-/// not this very thread's to accept.
+/// The same; `through` is what sends the SYN: it calls the function that it gets, which returns
+/// our own address at once.
 ///
 /// # Errors
-/// See [`dial`].
-pub async fn dial_telling<T>(
+/// See [`dial`], and those of `through`.
+pub async fn dial_through<T>(
     dst: SocketAddr,
     source: Option<IpAddr>,
     timeout: Duration,
-    began: impl FnOnce(SocketAddr) -> T,
+    through: impl FnOnce(&dyn Fn() -> io::Result<SocketAddr>) -> io::Result<T>,
 ) -> Result<(Leg, T), DialError> {
     let failed = |e| DialError::Failed(dst, e);
     let kind = Type::STREAM.nonblocking().cloexec();
@@ -83,12 +83,16 @@ pub async fn dial_telling<T>(
             .bind(&SocketAddr::new(source, 0).into())
             .map_err(|e| DialError::NoSource(source, e))?;
     }
-    match socket.connect(&dst.into()) {
-        Err(e) if e.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(failed(e)),
-        _ => {}
-    }
+    let told = through(&|| {
+        match socket.connect(&dst.into()) {
+            Err(e) if e.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(e),
+            _ => {}
+        }
+        let own = socket.local_addr()?;
+        own.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    });
+    let told = told.map_err(failed)?;
     let stream = TcpStream::from_std(socket.into()).map_err(failed)?;
-    let told = began(stream.local_addr().map_err(failed)?);
     let connected = async {
         stream.writable().await?;
         stream.take_error()?.map_or(Ok(()), Err)

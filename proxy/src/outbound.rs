@@ -1,5 +1,7 @@
 //! The story of one outbound connection: from our app to a server.
 
+use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +13,7 @@ use pillion_policy::{
 };
 use rustls::pki_types::UnixTime;
 
-use crate::dial::{DialError, dial, dial_telling};
+use crate::dial::{DialError, dial, dial_through};
 use crate::lane::{Key, Lane, Parked};
 use crate::live::{Conn, Dial, Shared, Tls};
 use crate::net::{self, Leg, OriginalDst};
@@ -243,8 +245,8 @@ async fn connect_for_tls(
     conn: &Conn,
     dst: OriginalDst,
 ) -> Result<(Leg, Dial), CloseReason> {
-    let began = |local| shared.dials.begin(net::canonical(local), dst.0);
-    let dialled = dial_telling(dst.0, None, shared.config.timeouts.connect, began).await;
+    let noted = |connect: &dyn Fn() -> io::Result<SocketAddr>| shared.dials.begin(dst.0, connect);
+    let dialled = dial_through(dst.0, None, shared.config.timeouts.connect, noted).await;
     dialled.map_err(|e| not_connected(shared, conn, &e))
 }
 

@@ -7,38 +7,65 @@
 //! one was. We would then speak TLS to ourselves, and to the server inside of it.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::net;
 
 /// Local and remote address.
 type Pair = (SocketAddr, SocketAddr);
 
+type Table = HashMap<Pair, Arc<AtomicBool>>;
+
+/// Connections to different servers seldom wait for each other.
+const SHARDS: usize = 16;
+
 /// The connections that are being made.
 #[derive(Debug, Default)]
-pub struct Dials(Mutex<HashMap<Pair, Arc<AtomicBool>>>);
+pub struct Dials {
+    shards: [Mutex<Table>; SHARDS],
+    hasher: RandomState,
+}
 
 impl Dials {
-    /// Remembers a connection of ours until the result is dropped.
-    pub fn begin(self: &Arc<Self>, local: SocketAddr, remote: SocketAddr) -> Dial {
+    /// Sends the SYN of a connection, and remembers the connection until the result is dropped.
+    ///
+    /// `connect` sends it, must not wait for the answer, and returns our own address. It is not
+    /// known before, and another worker may accept what came back before this thread goes on: so
+    /// whoever [asks](Self::came_back) for a connection to this server waits until it is noted.
+    ///
+    /// # Errors
+    /// Those of `connect`.
+    pub fn begin(
+        self: &Arc<Self>,
+        remote: SocketAddr,
+        connect: impl FnOnce() -> io::Result<SocketAddr>,
+    ) -> io::Result<Dial> {
         let came_back = Arc::new(AtomicBool::new(false));
-        let pair = (local, remote);
-        self.lock().insert(pair, Arc::clone(&came_back));
-        Dial { dials: Arc::clone(self), pair, came_back }
+        let mut table = self.lock(remote);
+        let pair = (net::canonical(connect()?), remote);
+        table.insert(pair, Arc::clone(&came_back));
+        Ok(Dial { dials: Arc::clone(self), pair, came_back })
     }
 
     /// Whether a connection that was redirected to us, from `source` and meant for `destination`,
     /// is one of ours. Whoever makes it is told.
     pub fn came_back(&self, source: SocketAddr, destination: SocketAddr) -> bool {
-        let dials = self.lock();
-        let Some(flag) = dials.get(&(source, destination)) else { return false };
+        let table = self.lock(destination);
+        let Some(flag) = table.get(&(source, destination)) else { return false };
         flag.store(true, Ordering::Release);
         true
     }
 
     // Each statement leaves the map whole.
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Pair, Arc<AtomicBool>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, remote: SocketAddr) -> MutexGuard<'_, Table> {
+        let shard = self.hasher.hash_one(remote) % SHARDS as u64;
+        let [first, ..] = &self.shards;
+        let shard = usize::try_from(shard).ok().and_then(|shard| self.shards.get(shard));
+        shard.unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,7 +86,7 @@ impl Dial {
 
 impl Drop for Dial {
     fn drop(&mut self) {
-        self.dials.lock().remove(&self.pair);
+        self.dials.lock(self.pair.1).remove(&self.pair);
     }
 }
 
@@ -72,12 +99,37 @@ mod tests {
         let dials = Arc::new(Dials::default());
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
         let (local, remote) = (at("10.0.0.1:40000"), at("10.0.0.2:443"));
-        let dial = dials.begin(local, remote);
+        let dial = dials.begin(remote, || Ok(local)).unwrap();
         assert!(!dials.came_back(local, at("10.0.0.3:443")), "another server");
         assert!(!dials.came_back(at("10.0.0.1:40001"), remote), "another port of ours");
         assert!(!dial.has_come_back());
         assert!(dials.came_back(local, remote) && dial.has_come_back());
         drop(dial);
         assert!(!dials.came_back(local, remote));
+        assert!(dials.begin(remote, || Err(io::ErrorKind::AddrInUse.into())).is_err());
+    }
+
+    /// The SYN is on its way and has come back, and whoever sent it was not heard of again yet.
+    #[test]
+    fn whoever_asks_too_early_waits() {
+        let dials = Arc::new(Dials::default());
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (local, remote) = (at("10.0.0.1:40000"), at("10.0.0.2:443"));
+        let (asking, asked) = std::sync::mpsc::channel();
+        let dial = dials.begin(remote, || {
+            let dials = Arc::clone(&dials);
+            let other = std::thread::spawn(move || {
+                asking.send(None).unwrap();
+                asking.send(Some(dials.came_back(local, remote))).unwrap();
+            });
+            assert_eq!(asked.recv().unwrap(), None, "it is about to ask");
+            // However long this takes, there is no answer before it is known.
+            std::thread::park_timeout(std::time::Duration::from_millis(50));
+            assert!(asked.try_recv().is_err());
+            drop(other);
+            Ok(local)
+        });
+        assert_eq!(asked.recv().unwrap(), Some(true));
+        assert!(dial.unwrap().has_come_back());
     }
 }
