@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz fuzz-brief mutants clean
+.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz fuzz-brief mutants image image-twice test-image clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,19 @@ fuzz-brief: # that every target builds, takes its seeds, and stands a few second
 
 mutants: ## which small changes of the policy engine no test notices, some hours (PACKAGE=pillion-certs)
 	scripts/mutants $(or $(PACKAGE),pillion-policy)
+
+image: setup ## the container images, into target/image; needs root for an engine of its own
+	scripts/packages docker.io debootstrap
+	@scripts/as-root scripts/docker-local scripts/image
+
+image-twice: setup # the same, and that a second build has the same bytes
+	scripts/packages docker.io debootstrap
+	@scripts/as-root scripts/docker-local scripts/image twice
+
+test-image: image ## pods made of containers, from those images
+	scripts/packages docker-compose
+	cargo build --locked -p pillion-certs
+	@scripts/as-root scripts/docker-local scripts/test-image
 
 clean: ## remove what was built, and pods that a killed run left behind
 	scripts/as-root scripts/sweep

@@ -259,3 +259,18 @@ fn the_reader_takes_the_marked_table_alone() {
     assert_eq!(rows(text, "t"), [row(["a", ""]), row(["b", "c d"])]);
     assert_eq!(anchors("# A `b-c` d?\ntext\n"), BTreeSet::from(["a-b-c-d".to_owned()]));
 }
+
+/// The stages of the Dockerfile that something is built from last.
+#[test]
+fn the_images_are_the_dockerfile_s() {
+    let dockerfile = read("Dockerfile");
+    let stages = dockerfile.lines().filter_map(|line| {
+        let (base, name) = line.strip_prefix("FROM ")?.split_once(" AS ")?;
+        (!base.contains("RUST_IMAGE")).then(|| vec![name.replace("init-iptables", "init:iptables")])
+    });
+    let (mut stages, mut told): (Vec<_>, Vec<_>) =
+        (stages.collect(), documented("docs/image.md", "images", 1));
+    stages.sort();
+    told.sort();
+    same(&told, &stages);
+}

@@ -11,6 +11,7 @@
 //! next one.
 
 mod capture;
+mod container;
 mod crl;
 mod error;
 mod exec;
@@ -34,6 +35,7 @@ mod wait;
 pub mod workload_api;
 
 pub use capture::Capture;
+pub use container::{CONFINED, Container};
 pub use crl::RevocationFile;
 pub use error::{Context, Failure};
 pub use exec::{Finished, Process, complete, finish};

@@ -37,6 +37,12 @@ pub(crate) fn create(name: &str) -> Result<(), Failure> {
     ip(&format!("-n {name} link set lo up")).map(drop)
 }
 
+/// Gives a name to the namespace of a process, and brings its loopback up.
+pub(crate) fn attach(name: &str, pid: Pid) -> Result<(), Failure> {
+    ip(&format!("netns attach {name} {pid}"))?;
+    ip(&format!("-n {name} link set lo up")).map(drop)
+}
+
 /// Runs `work` on a thread of its own inside a namespace. Sockets that it opens stay there for
 /// their life, also when it hands them out. A panic in `work` goes on in the caller.
 pub(crate) fn enter<T: Send>(

@@ -50,8 +50,13 @@ impl Pod {
 
     /// Makes the namespace, its addresses and its cable to the switch.
     pub(crate) fn plug_in(&self) -> Result<(), Failure> {
+        namespace::create(&self.namespace)?;
+        self.connect_cable()
+    }
+
+    /// Makes the addresses and the cable of a namespace that is there.
+    pub(crate) fn connect_cable(&self) -> Result<(), Failure> {
         let (own, switch, port) = (&self.namespace, self.shared.switch(), self.switch_port());
-        namespace::create(own)?;
         if self.v6.is_none() {
             self.enter(|| {
                 fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
@@ -121,6 +126,11 @@ impl Pod {
             println!("pod {}: IPv6 is off, its rows are skipped", self.name);
         }
         std::iter::once(self.v4()).chain(self.v6.map(IpAddr::from)).collect()
+    }
+
+    /// Whether it has IPv6.
+    pub(crate) fn has_v6(&self) -> bool {
+        self.v6.is_some()
     }
 
     /// What the person who runs the suite has set.

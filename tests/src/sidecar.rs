@@ -168,8 +168,24 @@ impl Pod {
     /// # Errors
     /// A binary is missing or fails.
     pub fn mesh_unready(&self, bed: &Testbed, options: MeshOptions) -> Result<Sidecar, Failure> {
-        for directory in [policy_directory(self), tls_directory(self)] {
-            fs::create_dir_all(&directory).context(|| directory.display().to_string())?;
+        self.lay_out(bed, &options)?;
+        complete(&mut self.init()?)?;
+        let process = start(self, &options)?;
+        Ok(Sidecar { pod: self.clone(), options, process, generation: 0 })
+    }
+
+    /// Writes the policy and the certificates, and returns the folders they are in.
+    ///
+    /// # Errors
+    /// `pillion-certs` fails, or the files cannot be written.
+    pub fn lay_out(
+        &self,
+        bed: &Testbed,
+        options: &MeshOptions,
+    ) -> Result<(PathBuf, PathBuf), Failure> {
+        let (policy, tls) = (policy_directory(self), tls_directory(self));
+        for directory in [&policy, &tls] {
+            fs::create_dir_all(directory).context(|| directory.display().to_string())?;
         }
         if options.present.policy {
             write_policy(self, &options.policy)?;
@@ -184,9 +200,7 @@ impl Pod {
             };
             publish_certificates(self, &from, 0)?;
         }
-        complete(&mut self.init()?)?;
-        let process = start(self, &options)?;
-        Ok(Sidecar { pod: self.clone(), options, process, generation: 0 })
+        Ok((policy, tls))
     }
 
     /// `pillion-init` in this pod, as root; arguments may follow.

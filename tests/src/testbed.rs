@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use tempfile::TempDir;
 
 use crate::exec::tail;
-use crate::{Context, Failure, Pod, Settings, complete, namespace, require_root};
+use crate::{
+    Container, Context, Failure, Pod, Settings, complete, container, namespace, require_root,
+};
 
 /// What the pods of a testbed share.
 #[derive(Debug)]
@@ -116,6 +118,23 @@ impl Testbed {
         }
         pod.plug_in()?;
         Ok(pod)
+    }
+
+    /// Makes a pod of containers, and plugs it in: `image` has the `sleep` that keeps its namespace.
+    /// The pod lasts as long as the container that comes with it.
+    ///
+    /// # Errors
+    /// The container engine or the kernel refuses.
+    pub fn container_pod(&self, name: &str, image: &str) -> Result<(Pod, Container), Failure> {
+        let host = self.next_host.fetch_add(1, Ordering::Relaxed);
+        let pod = Pod::new(Arc::clone(&self.shared), name, host);
+        let keeper = container::keep(&pod, image)?;
+        if let Ok(mut namespaces) = self.namespaces.lock() {
+            namespaces.push(pod.namespace().to_owned());
+        }
+        namespace::attach(pod.namespace(), keeper.pid()?)?;
+        pod.connect_cable()?;
+        Ok((pod, keeper))
     }
 
     /// Makes the mesh's certificate authority, for `cluster.local`, unless it is there already.
