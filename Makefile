@@ -5,7 +5,8 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-build bench-micro doc deny fuzz fuzz-brief mutants image image-twice test-image clean
+.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-startup \
+	bench-build bench-micro doc deny fuzz fuzz-brief mutants image image-twice test-image clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -66,6 +67,9 @@ bench-full: bench-build ## the same with all loads
 
 bench-syscalls: bench-build ## system calls a MB, a request and a connection, by strace
 	$(BENCH) syscalls $(BENCH_ZTUNNEL) $(BENCH_ARGS)
+
+bench-startup: bench-build ## how long the proxy takes to be ready, and to end once nothing is open
+	$(BENCH) startup $(BENCH_ARGS)
 
 bench-micro: ## criterion: what a verdict, a look at a ClientHello and a frame cost
 	cargo bench --locked -p pillion-benches

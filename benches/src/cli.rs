@@ -7,10 +7,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::stack::Programs;
-use crate::{copy_proxy, load, run, serve, syscalls};
+use crate::{copy_proxy, load, run, serve, startup, syscalls};
 
 /// Pillion beside other proxies, under the same loads: pods in network namespaces, the real
-/// redirect rules, mTLS between the pods. `run` and `syscalls` need root.
+/// redirect rules, mTLS between the pods. `run`, `syscalls` and `startup` need root.
 #[derive(Debug, Parser)]
 #[command(name = "pillion-bench", version, about)]
 struct Cli {
@@ -24,6 +24,8 @@ enum Command {
     Run(RunOptions),
     /// Count the system calls of the proxies with strace, under a bulk load and small messages.
     Syscalls(SyscallOptions),
+    /// Measure how long the proxy takes to be ready, and to end once nothing is open.
+    Startup(StartupOptions),
     /// The server of the loads: a sink, a source, an echo and HTTP. It runs until it is killed.
     Serve {
         /// The address to listen on.
@@ -91,6 +93,14 @@ pub(crate) struct SyscallOptions {
     pub(crate) programs: Programs,
 }
 
+/// How often to start the proxy.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StartupOptions {
+    /// How often it is started and ended.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: u32,
+}
+
 /// A number above 0.
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -107,6 +117,7 @@ pub(crate) fn run() -> Result<(), Error> {
     match Cli::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Syscalls(options) => syscalls::run(&options),
+        Command::Startup(options) => startup::run(&options),
         Command::Serve { on } => serve::run(on),
         Command::CopyProxy { outbound, inbound } => copy_proxy::run(outbound, inbound),
         Command::Load(options) => {
@@ -143,6 +154,7 @@ mod tests {
             ("pillion-bench run --seconds 0", "--seconds"),
             ("pillion-bench run --seconds nan", "--seconds"),
             ("pillion-bench run --idle 0", "--idle"),
+            ("pillion-bench startup --runs 0", "--runs"),
             ("pillion-bench load http --to nowhere", "--to"),
             ("pillion-bench load carrots --to 127.0.0.1", "carrots"),
             ("pillion-bench serve", "--on"),

@@ -15,6 +15,7 @@ mod report;
 mod run;
 mod serve;
 mod stack;
+mod startup;
 mod stats;
 mod syscalls;
 mod usage;

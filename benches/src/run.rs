@@ -51,7 +51,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), Error> {
     let bed = testbed()?;
     let stacks = start(&bed, &stacks, options, &interrupt)?;
     let mut run = Summary {
-        date: whole_seconds().format(&Rfc3339).unwrap_or_default(),
+        date: now(),
         machine: machine(),
         stacks: stacks.iter().map(|stack| stack.kind).collect(),
         loads,
@@ -230,13 +230,13 @@ fn progress(
 }
 
 /// Now, without the fraction that nobody reads.
-fn whole_seconds() -> OffsetDateTime {
+pub(crate) fn now() -> String {
     let now = OffsetDateTime::now_utc();
-    now.replace_nanosecond(0).unwrap_or(now)
+    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
 }
 
 /// What there is to know of the machine, and nothing that names it.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = kernel.split(['-', '\n']).next().unwrap_or_default();

@@ -46,6 +46,16 @@ fn a_small_run_measures_and_reports() {
 }
 
 #[test]
+fn starts_and_ends_are_measured() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pillion-bench"));
+    let ended = command.args(["startup", "--runs", "2"]).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{said}");
+    let printed = String::from_utf8_lossy(&ended.stdout);
+    assert!(printed.contains("2 runs.") && printed.contains("| from fork to 200"), "{printed}");
+}
+
+#[test]
 fn a_wrong_name_ends_the_run_before_it_begins() {
     let out = tempfile::tempdir().unwrap();
     for words in [["--stacks", "nginx"], ["--loads", "carrots"]] {

@@ -4,6 +4,7 @@
 //! `tests/rooms.rs` checks.
 
 pub mod admin;
+pub mod app_health;
 pub mod buffers;
 pub mod cli;
 pub mod config;

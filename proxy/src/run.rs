@@ -15,8 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::admin::{self, Role, Source};
+use crate::app_health::AppHealth;
 use crate::config::{Config, EXIT_CONFIG, LogFormat, ProcessEnv};
-use crate::control::{Reload, Report, Resolver, Workers, watch_throttling};
+use crate::control::{Readiness, Reload, Report, Resolver, Workers, watch_throttling};
 use crate::live::{Published, Shared};
 use crate::net;
 use crate::telemetry::{self, AccessLog, LogLimiter, Metrics};
@@ -27,7 +28,7 @@ use crate::worker::{self, Command, Listeners, Worker};
 pub const EXIT_OS: u8 = 71;
 
 /// Descriptors kept for what is no proxied connection: files, admin clients, the
-/// runtimes themselves.
+/// runtimes themselves; probes of the app come on top.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
 /// Resolve requests that may wait; a worker that finds the queue full goes on
@@ -71,7 +72,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         published: Published::default(),
         open: AtomicUsize::new(0),
         loads: (0..config.workers).map(|_| AtomicUsize::new(0)).collect(),
-        max_connections: max_connections(config.max_connections)?,
+        max_connections: max_connections(&config)?,
         may_busy_poll: AtomicBool::new(true),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
@@ -84,11 +85,13 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
         let workers = start_workers(&shared)?;
         let inboxes = Workers(workers.iter().map(|w| w.commands.clone()).collect());
-        let report: Arc<dyn Source> =
-            Arc::new(Report::new(Arc::clone(&shared), inboxes.clone(), log));
-        serve_admin(&shared.config, &report)?;
-        let resolver = Resolver::new(Arc::clone(&shared), inboxes.clone(), resolve_requests);
-        let reload = Reload::new(Arc::clone(&shared), inboxes.clone());
+        let (readiness, app_health) =
+            (Readiness::new(Arc::clone(&shared)), AppHealth::new(Arc::clone(&shared))?);
+        let (share, tell) = (|| Arc::clone(&shared), || Arc::clone(&readiness));
+        let report = Report::new(share(), inboxes.clone(), log, tell(), app_health);
+        serve_admin(&shared.config, &(Arc::new(report) as Arc<dyn Source>))?;
+        let resolver = Resolver::new(share(), inboxes.clone(), tell(), resolve_requests);
+        let reload = Reload::new(share(), inboxes.clone(), tell());
         tokio::spawn(watch_throttling(Arc::clone(&shared)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
         // The reloads and the resolver do not end before the signal comes.
@@ -241,10 +244,13 @@ async fn stop(shared: &Shared, workers: Vec<Worker>) {
 
 /// Raises the soft limit of descriptors to the hard one, and gives half of what
 /// remains above a reserve to connections, because each takes two.
-fn max_connections(configured: Option<usize>) -> Result<usize, Failure> {
+fn max_connections(config: &Config) -> Result<usize, Failure> {
+    let configured = config.max_connections;
+    // At most one run at each of the pod's addresses, which has rarely more than two.
+    let probes = u64::try_from(config.app_probes.len().saturating_mul(2))?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    let possible = usize::try_from(hard.saturating_sub(RESERVED_DESCRIPTORS) / 2)?.max(1);
+    let possible = usize::try_from(hard.saturating_sub(RESERVED_DESCRIPTORS + probes) / 2)?.max(1);
     if let Some(wanted) = configured.filter(|wanted| *wanted > possible) {
         tracing::warn!(
             wanted,

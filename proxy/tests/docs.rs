@@ -18,6 +18,7 @@ use std::time::Duration;
 use std::{fs, iter};
 
 use pillion_proxy::admin::ENDPOINTS;
+use pillion_proxy::app_health::RESULTS;
 use pillion_proxy::config::{AccessLogMode, VARIABLES};
 use pillion_proxy::telemetry::{AccessLog, CloseReason, Direction, METRICS, Record};
 use serde_json::Value;
@@ -47,6 +48,12 @@ fn every_metric_is_documented_with_its_labels() {
 fn every_close_reason_is_documented_with_its_meaning() {
     let ours: Vec<_> = CloseReason::ALL.iter().map(|r| row([r.label(), r.meaning()])).collect();
     same(&documented(OBSERVABILITY, "reasons", 2), &ours);
+}
+
+#[test]
+fn every_result_of_an_apps_probe_is_documented_with_its_meaning() {
+    let ours: Vec<_> = RESULTS.iter().map(|(result, meaning)| row([result, meaning])).collect();
+    same(&documented(OBSERVABILITY, "app-probe-results", 2), &ours);
 }
 
 #[test]

@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["worker"],
     &["inbound", "outbound"],
     &["lane"],
-    &["probe", "relay"],
+    &["app_health", "probe", "relay"],
     &["wire"],
     &["tls"],
     &["detect", "dial"],

@@ -86,6 +86,8 @@ pub mod metric {
     pub const CERTIFICATE_RELOADS: &str = "pillion_certificate_reloads_total";
     /// 1 when the policy file as it is now is in force, else 0.
     pub const POLICY_LOADED: &str = "pillion_policy_last_reload_successful";
+    /// Runs of the app's probes, by `result`.
+    pub const APP_PROBES: &str = "pillion_app_probes_total";
     /// Which policy is live: 1 with its `hash`.
     pub const POLICY: &str = "pillion_policy_info";
 }

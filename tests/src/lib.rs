@@ -16,6 +16,7 @@ mod crl;
 mod error;
 mod exec;
 pub mod forge;
+pub mod health_service;
 mod http;
 pub mod labels;
 pub mod load;

@@ -436,8 +436,17 @@ impl Sidecar {
     /// # Errors
     /// As [`Pod::mesh`].
     pub fn restart(&mut self) -> Result<(), Failure> {
-        self.process = start(&self.pod, &self.options)?;
+        self.start_again()?;
         self.wait_ready()
+    }
+
+    /// Starts the proxy again after its end, and waits for nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_again(&mut self) -> Result<(), Failure> {
+        self.process = start(&self.pod, &self.options)?;
+        Ok(())
     }
 }
 

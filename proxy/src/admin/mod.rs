@@ -3,22 +3,28 @@
 //! | port | endpoint | answer |
 //! |---|---|---|
 //! | health | `GET /healthz/startup`, `GET /healthz/ready` | 200, or 503 with what is pending, a line each |
+//! | health | `GET /app-health/{container}/{kind}` | what the app answers to that probe |
 //! | metrics | `GET /metrics` | Prometheus text |
 //! | admin | `GET /config`, `/connections`, `/certs`, `/policy`, `/logging` | JSON |
 //! | admin | `PUT /logging?filter=debug` | changes the log filter, when `PILLION_ADMIN_CHANGES=on` |
 //!
 //! They run on the control thread, so a stuck scraper can't reach a worker, and a
-//! client has five seconds for everything.
+//! client has five seconds for everything, beside the time that a probe of the app may take.
 
+mod clients;
 mod server;
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
+
+use crate::config::APP_PROBE_PREFIX;
 
 pub use server::serve;
 
@@ -26,6 +32,7 @@ pub use server::serve;
 pub const ENDPOINTS: &[(&str, &str, &str)] = &[
     ("health", "GET", "/healthz/startup"),
     ("health", "GET", "/healthz/ready"),
+    ("health", "GET", "/app-health/{container}/{kind}"),
     ("metrics", "GET", "/metrics"),
     ("admin", "GET", "/config"),
     ("admin", "GET", "/connections"),
@@ -38,12 +45,24 @@ pub const ENDPOINTS: &[(&str, &str, &str)] = &[
 /// A future that an [`Source`] answers with.
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Value> + Send + 'a>>;
 
+/// A status and one line.
+pub type StatusLine = (StatusCode, Arc<str>);
+
 /// What the servers tell about; implemented by whoever knows it.
 pub trait Source: Send + Sync {
     /// What is still missing, by name; empty: ready.
     fn pending(&self) -> Vec<&'static str>;
     /// Whether everything has been there once.
     fn started(&self) -> bool;
+    /// Runs the app's probe of a path, as it is asked at one of the pod's addresses; none if
+    /// there is no such probe.
+    fn probe_app<'a>(
+        &'a self,
+        path: &'a str,
+        at: SocketAddr,
+    ) -> Pin<Box<dyn Future<Output = Option<StatusLine>> + Send + 'a>>;
+    /// How long a probe of the app may take at most.
+    fn longest_probe(&self) -> Duration;
     /// The metrics' text.
     fn metrics(&self) -> Vec<u8>;
     /// The configuration in force.
@@ -85,11 +104,12 @@ pub enum Role {
     Admin,
 }
 
-/// Answers one request.
+/// Answers one request that has come to the address `at`.
 pub async fn answer<B>(
     role: Role,
     source: &Arc<dyn Source>,
     request: &Request<B>,
+    at: SocketAddr,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -97,6 +117,12 @@ pub async fn answer<B>(
         (Role::Health, "/healthz/ready") if get => health(&source.pending()),
         (Role::Health, "/healthz/startup") if get && source.started() => health(&[]),
         (Role::Health, "/healthz/startup") if get => health(&source.pending()),
+        (Role::Health, probe) if get && probe.starts_with(APP_PROBE_PREFIX) => {
+            match source.probe_app(probe, at).await {
+                Some((status, line)) => plain(status, &format!("{line}\n")),
+                None => plain(StatusCode::NOT_FOUND, "no such probe in PILLION_APP_PROBES\n"),
+            }
+        }
         (Role::Metrics, "/metrics") if get => {
             text(StatusCode::OK, "text/plain; version=0.0.4", source.metrics())
         }
@@ -164,6 +190,18 @@ mod tests {
         fn started(&self) -> bool {
             false
         }
+        fn probe_app<'a>(
+            &'a self,
+            path: &'a str,
+            at: SocketAddr,
+        ) -> Pin<Box<dyn Future<Output = Option<StatusLine>> + Send + 'a>> {
+            let line = Arc::from(format!("asked at {at}"));
+            let known = path == "/app-health/{container}/{kind}";
+            Box::pin(async move { known.then_some((StatusCode::IM_A_TEAPOT, line)) })
+        }
+        fn longest_probe(&self) -> Duration {
+            Duration::ZERO
+        }
         fn metrics(&self) -> Vec<u8> {
             b"m 1\n".to_vec()
         }
@@ -194,7 +232,8 @@ mod tests {
     async fn ask(role: Role, pending: &[&'static str], method: &str, path: &str) -> (u16, String) {
         let source: Arc<dyn Source> = Arc::new(Fake { pending: pending.to_vec() });
         let request = Request::builder().method(method).uri(path).body(()).unwrap();
-        let response = answer(role, &source, &request).await;
+        let at = "192.0.2.1:15021".parse().unwrap();
+        let response = answer(role, &source, &request, at).await;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -206,6 +245,19 @@ mod tests {
         let (status, body) =
             ask(Role::Health, &["policy", "certificates"], "GET", "/healthz/ready").await;
         assert_eq!((status, body.as_str()), (503, "pending: policy\npending: certificates\n"));
+    }
+
+    #[tokio::test]
+    async fn a_probe_of_the_app_is_answered_with_what_came_of_it() {
+        let path = "/app-health/{container}/{kind}";
+        for pending in [&[][..], &["policy"]] {
+            let (status, body) = ask(Role::Health, pending, "GET", path).await;
+            assert_eq!((status, body.as_str()), (418, "asked at 192.0.2.1:15021\n"));
+        }
+        assert_eq!(ask(Role::Health, &[], "GET", &format!("{path}?a=b")).await.0, 418);
+        let (status, body) = ask(Role::Health, &[], "GET", "/app-health/web/livenessProbe").await;
+        assert!(status == 404 && body.contains("PILLION_APP_PROBES"), "{body}");
+        assert_eq!(ask(Role::Health, &[], "POST", path).await.0, 404);
     }
 
     #[tokio::test]

@@ -1,6 +1,5 @@
 //! Serves HTTP/1.1 with a bound on time and on connections.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,17 +8,15 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
+use super::clients::Clients;
 use super::{Role, Source, answer};
-use crate::net::Acceptor;
+use crate::net::{Acceptor, canonical};
 
 /// A client has so long for its requests and our answers together.
 const DEADLINE: Duration = Duration::from_secs(5);
-
-/// Clients served at once, a listener. One more ends the oldest: idle clients must
-/// not keep the kubelet's probe waiting.
-const MAX_CLIENTS: usize = 32;
 
 /// Serves for ever.
 pub async fn serve(role: Role, source: Arc<dyn Source>, listener: std::net::TcpListener) {
@@ -28,28 +25,33 @@ pub async fn serve(role: Role, source: Arc<dyn Source>, listener: std::net::TcpL
         Ok(acceptor) => acceptor,
         Err(e) => return tracing::error!(?role, ?addr, error = %e, "a listener can't be watched"),
     };
-    let mut clients = VecDeque::new();
+    // An answer of the app's may take its time.
+    let waiting = if role == Role::Health { source.longest_probe() } else { Duration::ZERO };
+    let mut clients = Clients::default();
     loop {
-        let (stream, _) = acceptor.accept(|_| {}).await;
-        clients.retain(|client: &AbortHandle| !client.is_finished());
-        if clients.len() >= MAX_CLIENTS
-            && let Some(oldest) = clients.pop_front()
-        {
-            oldest.abort();
-        }
+        let (stream, from) = acceptor.accept(|_| {}).await;
         let source = Arc::clone(&source);
         let client = tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let source = Arc::clone(&source);
-                async move { Ok::<_, Infallible>(answer(role, &source, &request).await) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(DEADLINE)
-                .serve_connection(TokioIo::new(stream), service);
             // A client that breaks off or runs out of time is its own affair.
-            let _ = tokio::time::timeout(DEADLINE, connection).await;
+            let _ = tokio::time::timeout(DEADLINE + waiting, one(role, source, stream)).await;
         });
-        clients.push_back(client.abort_handle());
+        let ended = clients.take_in(from.0.ip(), client.abort_handle(), AbortHandle::is_finished);
+        if let Some(ended) = ended {
+            ended.abort();
+        }
     }
+}
+
+/// Serves one client until it has gone.
+async fn one(role: Role, source: Arc<dyn Source>, stream: TcpStream) {
+    let Ok(at) = stream.local_addr().map(canonical) else { return };
+    let service = service_fn(|request| {
+        let source = Arc::clone(&source);
+        async move { Ok::<_, Infallible>(answer(role, &source, &request, at).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(DEADLINE)
+        .serve_connection(TokioIo::new(stream), service);
+    let _ = connection.await;
 }

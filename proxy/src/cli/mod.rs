@@ -1,8 +1,9 @@
 //! The command line: `check`, `explain`, `diff` and `schema` on the code that the proxy itself runs
-//! on.
+//! on, and `ready`, which asks a running one.
 
 mod connections;
 mod diff;
+mod ready;
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -17,7 +18,10 @@ use pillion_policy::{
 };
 use serde_json::json;
 
+use crate::config::ProcessEnv;
+
 pub use diff::DiffArgs;
+pub use ready::{EXIT_NOT_READY, ReadyArgs};
 
 /// The file is good, the connection would be let through, or nothing changes.
 pub const EXIT_OK: u8 = 0;
@@ -46,12 +50,14 @@ Examples:
                                                     which open connections it would end
   pillion-proxy diff policy.yaml new.yaml --trust-domain cluster.local
                                                     which connections a change lets in or out
+  pillion-proxy ready                               for a container's health check: 0 or 1
   pillion-proxy schema > policy.schema.json         for an editor
 
-Exit codes: 0 good, allowed or unchanged, 1 a file has errors, 2 usage, 3 explain: denied, or some would end,
-4 diff: something changes.";
+Exit codes: 0 good, allowed, unchanged or ready, 1 a file has errors, or the proxy is not ready, 2 usage,
+3 explain: denied, or some would end, 4 diff: something changes.";
 
-/// Transparent mTLS sidecar proxy: without a command it runs; the others look at a policy file.
+/// Transparent mTLS sidecar proxy: without a command it runs; the others look at a policy file,
+/// or ask a proxy that runs.
 #[derive(Debug, Parser)]
 #[command(name = "pillion-proxy", version, about, after_help = EXAMPLES)]
 pub struct Cli {
@@ -65,12 +71,12 @@ pub struct Cli {
 pub enum Command {
     /// Run the proxy (the default). It is configured by PILLION_* environment variables.
     Run,
-    /// The commands that only look at a policy file.
+    /// The commands beside the proxy.
     #[command(flatten)]
     Tool(Tool),
 }
 
-/// Commands that need no network and no certificate.
+/// Commands that need no certificate.
 #[derive(Debug, Subcommand)]
 pub enum Tool {
     /// Check a policy file: every error at once, each with its line and its cure.
@@ -81,6 +87,9 @@ pub enum Tool {
     Diff(DiffArgs),
     /// Print the JSON Schema of the policy file.
     Schema,
+    /// Ask the proxy that runs in this pod whether it is ready: for a container's health check. Its
+    /// address is that of PILLION_HEALTH_LISTEN.
+    Ready(ReadyArgs),
 }
 
 /// Options of `check`.
@@ -186,6 +195,7 @@ pub fn execute(tool: &Tool, out: &mut dyn Write, err: &mut dyn Write) -> io::Res
         Tool::Check(args) => check(args, out, err),
         Tool::Explain(args) => explain(args, out, err),
         Tool::Diff(args) => diff::run(args, out, err),
+        Tool::Ready(args) => ready::run(args, &ProcessEnv, out, err),
         Tool::Schema => {
             writeln!(out, "{:#}", pillion_policy::json_schema())?;
             Ok(EXIT_OK)

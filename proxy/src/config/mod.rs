@@ -5,6 +5,7 @@
 //! lives in the policy file. All bad variables are reported at once, by name,
 //! before anything is bound.
 
+mod app_probes;
 mod endpoint;
 mod parse;
 mod vars;
@@ -19,8 +20,10 @@ use pillion_certs::generation::KeyExchange;
 use pillion_certs::load::{IdentityFiles, SvidSource};
 use pillion_certs::spiffe::TrustDomain;
 
+pub use app_probes::{APP_PROBE_PREFIX, AppProbe, Handler, HttpGet};
 pub use endpoint::EndpointSocket;
 use parse::Reader;
+pub use parse::parse_duration;
 pub use vars::{VARIABLES, Variable};
 
 /// The process exits with this code when a variable is wrong (`EX_USAGE`, sysexits.h).
@@ -130,6 +133,8 @@ pub struct Config {
     pub admin_listen: Vec<SocketAddr>,
     /// Whether admin calls may change anything.
     pub admin_changes: bool,
+    /// The app's probes, which are run for the kubelet.
+    pub app_probes: Vec<AppProbe>,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Connections open at once, both directions; `None`: half of the descriptors.
@@ -198,6 +203,7 @@ impl Config {
             metrics_listen: r.addresses("PILLION_METRICS_LISTEN", false),
             admin_listen: r.addresses("PILLION_ADMIN_LISTEN", true),
             admin_changes: r.choice("PILLION_ADMIN_CHANGES", &[("off", false), ("on", true)]),
+            app_probes: r.app_probes(APP_PROBES),
             timeouts: Timeouts {
                 connect: r.duration("PILLION_CONNECT_TIMEOUT"),
                 handshake: r.duration("PILLION_HANDSHAKE_TIMEOUT"),
@@ -227,6 +233,9 @@ impl Config {
                 ],
             ),
         };
+        for problem in app_probes::of_own_ports(&config.app_probes, &config.own_ports()) {
+            r.error(APP_PROBES, problem);
+        }
         r.finish(config)
     }
 
@@ -244,6 +253,18 @@ impl Config {
         .map(SocketAddr::port)
         .collect()
     }
+}
+
+const APP_PROBES: &str = "PILLION_APP_PROBES";
+
+/// Where the health server of this environment listens; nothing else of it is read.
+///
+/// # Errors
+/// The one variable can't be used.
+pub fn health_listen(env: &impl Env) -> Result<Vec<SocketAddr>, ConfigErrors> {
+    let mut r = Reader::new(env.all());
+    let addresses = r.addresses("PILLION_HEALTH_LISTEN", false);
+    r.into_errors().map(|()| addresses)
 }
 
 /// Where our SVID and the bundles are. A bundle file (Kubernetes
@@ -368,6 +389,33 @@ mod tests {
         let ConfigErrors(blank) =
             Config::from_env(&env(&[("PILLION_TLS_CRL_FILE", " ")])).unwrap_err();
         assert_eq!(blank[0].name, "PILLION_TLS_CRL_FILE", "it would revoke nobody");
+    }
+
+    #[test]
+    fn the_apps_probes_are_not_of_our_own_ports_whichever_these_are() {
+        let probes = r#"{"/app-health/web/livenessProbe": {"tcpSocket": {"port": 15021}}}"#;
+        let probes = ("PILLION_APP_PROBES", probes);
+        let ConfigErrors(errors) = Config::from_env(&env(&[probes])).unwrap_err();
+        assert!(errors[0].name == probes.0 && errors[0].problem.contains("15021"), "{errors:?}");
+        let elsewhere = ("PILLION_HEALTH_LISTEN", "0.0.0.0:9021");
+        let (c, _) = Config::from_env(&env(&[probes, elsewhere])).unwrap();
+        assert_eq!(c.app_probes[0].port(), 15021);
+        assert_eq!(Config::from_env(&env(&[])).unwrap().0.app_probes, []);
+        let ConfigErrors(errors) =
+            Config::from_env(&env(&[("PILLION_APP_PROBES", "{")])).unwrap_err();
+        assert_eq!(errors[0].name, "PILLION_APP_PROBES");
+    }
+
+    #[test]
+    fn of_the_health_server_alone_no_other_variable_is_read() {
+        let other = ("PILLION_WORKERS", "none");
+        let listen = health_listen(&env(&[other])).unwrap();
+        assert_eq!(listen, ["0.0.0.0:15021", "[::]:15021"].map(|a| a.parse().unwrap()));
+        let one = health_listen(&env(&[("PILLION_HEALTH_LISTEN", "127.0.0.1:1")])).unwrap();
+        assert_eq!(one, ["127.0.0.1:1".parse().unwrap()]);
+        let ConfigErrors(errors) =
+            health_listen(&env(&[other, ("PILLION_HEALTH_LISTEN", "1")])).unwrap_err();
+        assert_eq!(errors.len(), 1);
     }
 
     #[test]

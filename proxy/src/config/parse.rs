@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::app_probes::{self, AppProbe};
 use super::vars::{VARIABLES, find};
 use super::{Config, ConfigError, ConfigErrors};
 
@@ -188,12 +189,26 @@ impl Reader {
         value
     }
 
+    /// The app's probes; none where there are none.
+    pub(super) fn app_probes(&mut self, name: &'static str) -> Vec<AppProbe> {
+        let Some(text) = self.value(name) else { return Vec::new() };
+        app_probes::read(&text).unwrap_or_else(|problems| {
+            for problem in problems {
+                self.error(name, problem);
+            }
+            Vec::new()
+        })
+    }
+
+    /// What is wrong so far.
+    pub(super) fn into_errors(self) -> Result<(), ConfigErrors> {
+        if self.errors.is_empty() { Ok(()) } else { Err(ConfigErrors(dedup(self.errors))) }
+    }
+
     pub(super) fn finish(self, config: Config) -> Result<(Config, Vec<String>), ConfigErrors> {
-        if !self.errors.is_empty() {
-            return Err(ConfigErrors(dedup(self.errors)));
-        }
-        let warnings = self
-            .vars
+        let Self { vars, errors } = self;
+        Self { vars: BTreeMap::new(), errors }.into_errors()?;
+        let warnings = vars
             .keys()
             // pillion-init reads its own from the same pod spec.
             .filter(|name| find(name).is_none() && !name.starts_with("PILLION_INIT_"))
@@ -211,8 +226,9 @@ fn dedup(errors: Vec<ConfigError>) -> Vec<ConfigError> {
     errors.into_iter().filter(|e| seen.insert((e.name.clone(), e.problem.clone()))).collect()
 }
 
-/// `500ms`, `10s`, `5m`, `1h`: a unit is required, so that nobody guesses one.
-fn parse_duration(text: &str) -> Option<Duration> {
+/// `500ms`, `10s`, `5m`, `1h`: a unit is required, so that nobody guesses one. `None`: it is no
+/// such text, or too long a time.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let split = text.find(|c: char| !c.is_ascii_digit())?;
     let (digits, unit) = text.split_at_checked(split)?;
     let n: u64 = digits.parse().ok()?;

@@ -87,7 +87,7 @@ pub const VARIABLES: &[Variable] = &[
     var(
         "PILLION_HEALTH_LISTEN",
         "0.0.0.0:15021,[::]:15021",
-        "Health: /healthz/startup, /healthz/ready.",
+        "Health: /healthz/startup, /healthz/ready, /app-health/.",
     ),
     var("PILLION_METRICS_LISTEN", "0.0.0.0:15020,[::]:15020", "Metrics: /metrics."),
     var(
@@ -99,6 +99,11 @@ pub const VARIABLES: &[Variable] = &[
         "PILLION_ADMIN_CHANGES",
         "off",
         "on: admin calls may change the log level. The app shares localhost, hence off.",
+    ),
+    var(
+        "PILLION_APP_PROBES",
+        "",
+        "The app's probes, run behind the proxy for the kubelet: JSON, from /app-health/<container>/<kind> to the handler.",
     ),
     var("PILLION_CONNECT_TIMEOUT", "5s", "Deadline to connect to the app or to a server."),
     var("PILLION_HANDSHAKE_TIMEOUT", "10s", "Total deadline of a TLS handshake."),

@@ -3,6 +3,7 @@
 
 mod expiry;
 mod identity;
+mod readiness;
 mod reload;
 mod resolve;
 mod source;
@@ -10,6 +11,7 @@ mod throttle;
 #[cfg(feature = "workload-api")]
 mod workload_api;
 
+pub use readiness::Readiness;
 pub use reload::Reload;
 pub use resolve::Resolver;
 pub use source::Report;

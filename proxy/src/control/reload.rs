@@ -17,6 +17,7 @@ use crate::live::Shared;
 use super::Workers;
 use super::expiry::Expiry;
 use super::identity::Identity;
+use super::readiness::Readiness;
 
 /// Files are compared by content this often, in case a watch was missed.
 const POLL_EVERY: Duration = Duration::from_secs(10);
@@ -31,6 +32,7 @@ const REMIND_EVERY: Duration = Duration::from_secs(30);
 pub struct Reload {
     shared: Arc<Shared>,
     workers: Workers,
+    readiness: Arc<Readiness>,
     certificates: Identity,
     expiry: Expiry,
     policy_seen: Option<PolicySeen>,
@@ -48,12 +50,13 @@ struct PolicySeen {
 
 impl Reload {
     /// Starts to watch; [`Reload::run`] does the first load.
-    pub fn new(shared: Arc<Shared>, workers: Workers) -> Self {
+    pub fn new(shared: Arc<Shared>, workers: Workers, readiness: Arc<Readiness>) -> Self {
         let changed = Arc::new(Notify::new());
         let certificates = Identity::new(&shared.config, &changed);
         Self {
             shared,
             workers,
+            readiness,
             certificates,
             expiry: Expiry::default(),
             policy_seen: None,
@@ -93,6 +96,7 @@ impl Reload {
                 self.expiry.look(&self.shared.metrics, generation, UnixTime::now());
             }
             self.load_policy();
+            self.readiness.look();
             tokio::select! {
                 () = self.changed.notified() => tokio::time::sleep(SETTLE).await,
                 () = tokio::time::sleep(POLL_EVERY) => {}

@@ -14,6 +14,7 @@ use crate::live::{Host, HostAddresses, LocalNet, ResolveRequest, Shared};
 use crate::net;
 
 use super::Workers;
+use super::readiness::Readiness;
 
 /// A name is not asked for more often than this because its TTL says so.
 const TTL_FLOOR: Duration = Duration::from_secs(5);
@@ -32,6 +33,7 @@ const TICK: Duration = Duration::from_secs(1);
 pub struct Resolver {
     shared: Arc<Shared>,
     workers: Workers,
+    readiness: Arc<Readiness>,
     requests: mpsc::Receiver<ResolveRequest>,
     resolver: Option<TokioResolver>,
     nameservers: HashSet<IpAddr>,
@@ -62,6 +64,7 @@ impl Resolver {
     pub fn new(
         shared: Arc<Shared>,
         workers: Workers,
+        readiness: Arc<Readiness>,
         requests: mpsc::Receiver<ResolveRequest>,
     ) -> Self {
         let (resolver, nameservers) = match system_resolver() {
@@ -72,7 +75,8 @@ impl Resolver {
             }
         };
         let (known, next) = (HashMap::new(), HashMap::new());
-        let this = Self { shared, workers, requests, resolver, nameservers, known, next };
+        let this =
+            Self { shared, workers, readiness, requests, resolver, nameservers, known, next };
         this.publish_local();
         this
     }
@@ -176,6 +180,7 @@ impl Resolver {
 
     fn publish(&self) {
         self.shared.published.hosts.store(Arc::new(HostAddresses(self.known.clone())));
+        self.readiness.look();
     }
 
     fn publish_local(&self) {

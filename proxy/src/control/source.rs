@@ -1,7 +1,8 @@
 //! What the health, metrics and admin servers tell.
 
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use pillion_certs::generation::OwnState;
@@ -10,12 +11,14 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
-use crate::admin::{Answer, FilterError, Source};
+use crate::admin::{Answer, FilterError, Source, StatusLine};
+use crate::app_health::AppHealth;
 use crate::live::Shared;
 use crate::telemetry::LogHandle;
 use crate::worker::Command;
 
 use super::Workers;
+use super::readiness::Readiness;
 
 /// How long a worker may take to list its connections.
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,47 +28,45 @@ pub struct Report {
     shared: Arc<Shared>,
     workers: Workers,
     log: LogHandle,
-    started: AtomicBool,
+    readiness: Arc<Readiness>,
+    app_health: Arc<AppHealth>,
 }
 
 impl Report {
     /// Ready to answer; the listeners are bound by now.
-    pub fn new(shared: Arc<Shared>, workers: Workers, log: LogHandle) -> Self {
-        Self { shared, workers, log, started: AtomicBool::new(false) }
+    pub fn new(
+        shared: Arc<Shared>,
+        workers: Workers,
+        log: LogHandle,
+        readiness: Arc<Readiness>,
+        app_health: Arc<AppHealth>,
+    ) -> Self {
+        Self { shared, workers, log, readiness, app_health }
     }
 }
 
 impl Source for Report {
     fn pending(&self) -> Vec<&'static str> {
-        let published = &self.shared.published;
-        let mut pending = Vec::new();
-        match published.tls.load().as_ref() {
-            None => pending.push("certificates"),
-            Some(tls) => match tls.own_state(UnixTime::now()) {
-                OwnState::Good => {}
-                OwnState::Expired => pending.push("certificates (ours is expired)"),
-                OwnState::NotYetValid => pending.push("certificates (ours is not valid yet)"),
-                OwnState::Revoked => pending.push("certificates (ours is revoked)"),
-            },
-        }
-        match published.policy.load().as_ref() {
-            None => pending.push("policy"),
-            Some(policy) => {
-                // Once started, a name that a new policy adds makes no running pod unready.
-                let hosts = published.hosts.load();
-                if !self.started() && !policy.hosts().iter().all(|host| hosts.is_answered(host)) {
-                    pending.push("names in the policy");
-                }
-            }
-        }
-        if pending.is_empty() {
-            self.started.store(true, Ordering::Relaxed);
-        }
-        pending
+        self.readiness.pending()
     }
 
     fn started(&self) -> bool {
-        self.started.load(Ordering::Relaxed)
+        self.readiness.started()
+    }
+
+    fn probe_app<'a>(
+        &'a self,
+        path: &'a str,
+        at: SocketAddr,
+    ) -> Pin<Box<dyn Future<Output = Option<StatusLine>> + Send + 'a>> {
+        Box::pin(async move {
+            let answer = self.app_health.ask(path, at).await?;
+            Some((answer.status, answer.line))
+        })
+    }
+
+    fn longest_probe(&self) -> Duration {
+        self.app_health.longest()
     }
 
     fn metrics(&self) -> Vec<u8> {
@@ -87,6 +88,10 @@ impl Source for Report {
             "metrics_listen": c.metrics_listen,
             "admin_listen": c.admin_listen,
             "admin_changes": c.admin_changes,
+            "app_probes": c.app_probes.iter().map(|probe| json!({
+                "path": &*probe.path, "handler": probe.kind(), "port": probe.port(),
+                "timeout_ms": ms(probe.timeout),
+            })).collect::<Vec<_>>(),
             "connect_timeout_ms": ms(c.timeouts.connect),
             "handshake_timeout_ms": ms(c.timeouts.handshake),
             "detect_timeout_ms": ms(c.timeouts.detect),

@@ -343,10 +343,7 @@ async fn connect_app(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<L
     let policy = shared.published.policy.load_full().ok_or(CloseReason::NoPolicy)?;
     let mut target = dst.0;
     if policy.app_address() == AppAddress::Loopback {
-        target.set_ip(match target {
-            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
+        target = net::on_loopback(target);
     }
     dial(target, Some(net::inbound_source(target)), shared.config.timeouts.connect).await.map_err(
         |e| {

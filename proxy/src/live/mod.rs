@@ -6,6 +6,8 @@ mod dials;
 mod judged;
 mod published;
 mod registry;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use conn::{Conn, Stage, Tls};
 pub use dials::{Dial, Dials};

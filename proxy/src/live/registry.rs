@@ -196,37 +196,13 @@ impl Drop for HandshakeSlot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, AtomicUsize};
-
-    use tokio::sync::mpsc;
     use tokio::task::LocalSet;
 
-    use crate::config::Config;
-    use crate::live::Published;
-    use crate::telemetry::{AccessLog, LogLimiter, Metrics};
-
-    fn shared() -> Arc<Shared> {
-        let (config, _) = Config::from_env(&BTreeMap::new()).unwrap();
-        let (writer, _) = tracing_appender::non_blocking(std::io::sink());
-        Arc::new(Shared {
-            own_ports: config.own_ports(),
-            metrics: Metrics::new().unwrap(),
-            access_log: AccessLog::new(config.access_log, writer),
-            published: Published::default(),
-            open: AtomicUsize::new(0),
-            loads: vec![AtomicUsize::new(0), AtomicUsize::new(0)],
-            max_connections: 1,
-            may_busy_poll: AtomicBool::new(false),
-            log_limiter: LogLimiter::default(),
-            dials: Arc::default(),
-            resolve: mpsc::channel(1).0,
-            config,
-        })
-    }
+    use crate::live::testing::shared;
 
     #[test]
     fn a_connection_goes_to_the_worker_with_clearly_fewer() {
-        let shared = shared();
+        let shared = shared(&[]);
         let place = |mine, other| {
             for (load, value) in shared.loads.iter().zip([mine, other]) {
                 load.store(value, Ordering::Relaxed);
@@ -249,7 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_one_connection_and_is_counted() {
-        let shared = shared();
+        let shared = shared(&[]);
         let registry = Registry::new(Arc::clone(&shared), 0);
         let source = ClientAddr("10.0.0.1:1".parse().unwrap());
         let other = registry.register(Direction::Inbound, source);

@@ -48,6 +48,15 @@ pub fn inbound_source(dst: SocketAddr) -> IpAddr {
     }
 }
 
+/// The same port on loopback, of the same family.
+pub fn on_loopback(mut addr: SocketAddr) -> SocketAddr {
+    addr.set_ip(match addr {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    });
+    addr
+}
+
 /// Every address of this network namespace.
 ///
 /// # Errors

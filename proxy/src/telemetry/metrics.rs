@@ -106,6 +106,11 @@ const POLICY_INFO: MetricInfo =
 const PANICS: MetricInfo = info("pillion_panics_total", &[], "Connections ended by a panic.");
 const LOG_DROPPED: MetricInfo =
     info("pillion_log_lines_dropped_total", &[], "Log lines that found the queue full.");
+const APP_PROBES: MetricInfo = info(
+    "pillion_app_probes_total",
+    &["result"],
+    "Probes of the app that were run for the kubelet.",
+);
 const BUILD: MetricInfo = info("pillion_build_info", &["version"], "1 for the running version.");
 
 /// Every metric of our own (`process_*` come from the client library).
@@ -129,6 +134,7 @@ pub const METRICS: &[MetricInfo] = &[
     POLICY_INFO,
     PANICS,
     LOG_DROPPED,
+    APP_PROBES,
     BUILD,
 ];
 
@@ -160,6 +166,7 @@ pub struct Metrics {
     /// Connections ended by a panic.
     pub panics: IntCounter,
     log_dropped: IntCounter,
+    app_probes: IntCounterVec,
     rules: Mutex<BTreeSet<String>>,
 }
 
@@ -200,6 +207,7 @@ impl Metrics {
             policy_info: gauges(r, &POLICY_INFO)?,
             panics: counter(r, &PANICS)?,
             log_dropped: counter(r, &LOG_DROPPED)?,
+            app_probes: counters(r, &APP_PROBES)?,
             rules: Mutex::new(BTreeSet::new()),
             registry: registry.clone(),
         };
@@ -278,6 +286,11 @@ impl Metrics {
     /// The certificate files were read; `result` is `ok` or a load error's label.
     pub fn certificate_reload(&self, result: &'static str) {
         self.certificate_reloads.with_label_values(&[result]).inc();
+    }
+
+    /// A probe of the app has run; `result` is a word from a closed list.
+    pub fn app_probe(&self, result: &'static str) {
+        self.app_probes.with_label_values(&[result]).inc();
     }
 
     /// A policy is in force now.
@@ -370,6 +383,7 @@ mod tests {
         m.certificate_expires("svid", Some(1));
         m.certificate_reload("ok");
         m.policy_in_force("abc");
+        m.app_probe("success");
         let text = String::from_utf8(m.render(3).unwrap()).unwrap();
         let exposed: BTreeSet<_> = text
             .lines()

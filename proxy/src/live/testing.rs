@@ -1,0 +1,33 @@
+//! What threads share, for unit tests: of an environment, with nothing published.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::telemetry::{AccessLog, LogLimiter, Metrics};
+
+use super::{Published, Shared};
+
+pub(crate) fn shared(env: &[(&str, &str)]) -> Arc<Shared> {
+    let env: BTreeMap<_, _> =
+        env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let (config, _) = Config::from_env(&env).unwrap();
+    let (writer, _) = tracing_appender::non_blocking(std::io::sink());
+    Arc::new(Shared {
+        own_ports: config.own_ports(),
+        metrics: Metrics::new().unwrap(),
+        access_log: AccessLog::new(config.access_log, writer),
+        published: Published::default(),
+        open: AtomicUsize::new(0),
+        loads: vec![AtomicUsize::new(0), AtomicUsize::new(0)],
+        max_connections: 1,
+        may_busy_poll: AtomicBool::new(false),
+        log_limiter: LogLimiter::default(),
+        dials: Arc::default(),
+        resolve: mpsc::channel(1).0,
+        config,
+    })
+}
