@@ -3,13 +3,14 @@
 use std::io::Write;
 
 use crate::apply;
-use crate::backend::{Backend, Kind};
+use crate::backend::{Backend, Programs, Tables};
 use crate::cleanup::cleanup;
 use crate::config::{Action, BackendChoice, Config, Ipv6Mode};
 use crate::error::Error;
 use crate::host::{self, Capabilities, Capability};
 use crate::ipv6::Ipv6State;
 use crate::log::Log;
+use crate::netlink;
 use crate::render::transaction;
 use crate::rules::{Family, RuleSet};
 use crate::stale::remove_stale;
@@ -39,8 +40,9 @@ pub fn run(
     let backend = choose(config.backend, path, capabilities, log)?;
     let plans = apply::plan(config, &backend, &ipv6_state(config.ipv6, log)?, log)?;
     apply::install(&backend, &plans, log)?;
-    remove_stale(config, backend.kind(), path, capabilities, log)?;
+    remove_stale(config, backend.tables(), path, capabilities, log)?;
     verify::read_back(&backend, &plans)?;
+    verify::warn_of_earlier_chains(&backend, &plans, log);
     if config.probe {
         verify::prove(config, &plans, log)?;
     }
@@ -75,20 +77,21 @@ pub fn dry_run(config: &Config) -> String {
 }
 
 /// auto: legacy where its nat table has rules already, ours or a network plugin's, so that one
-/// interface decides about all of them in one order; else nft; else what works.
+/// interface decides about all of them in one order; else netlink; else what works.
 fn choose(
     choice: BackendChoice,
     path: &str,
     capabilities: Capabilities,
     log: &mut Log<'_>,
 ) -> Result<Backend, Error> {
-    let nft = Backend::new(Kind::Nft, path);
-    let legacy = Backend::new(Kind::Legacy, path);
+    let nft = Programs::new(Tables::Nft, path);
+    let legacy = Programs::new(Tables::Legacy, path);
     match choice {
-        BackendChoice::Nft => return Ok(nft),
+        BackendChoice::Netlink => return Ok(Backend::Netlink),
+        BackendChoice::Nft => return Ok(Backend::Programs(nft)),
         BackendChoice::Legacy => {
             capabilities.require_raw()?;
-            return Ok(legacy);
+            return Ok(Backend::Programs(legacy));
         }
         BackendChoice::Auto => {}
     }
@@ -100,14 +103,21 @@ fn choose(
         });
     if in_use {
         log.say("backend: legacy, whose nat table is in use here");
-        return Ok(legacy);
+        return Ok(Backend::Programs(legacy));
     }
-    let Err(reason) = nft.save(Family::V4) else { return Ok(nft) };
+    let Err(reason) = netlink::usable(Family::V4) else { return Ok(Backend::Netlink) };
+    match nft.save(Family::V4) {
+        Ok(_) => {
+            log.say(format_args!("backend: nft, because of {reason}"));
+            return Ok(Backend::Programs(nft));
+        }
+        Err(other) => log.say(other),
+    }
     capabilities.require_raw()?;
     match legacy.save(Family::V4) {
         Ok(_) => {
             log.say(format_args!("backend: legacy, because of {reason}"));
-            Ok(legacy)
+            Ok(Backend::Programs(legacy))
         }
         Err(other) => {
             log.say(other);

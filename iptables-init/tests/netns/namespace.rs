@@ -11,6 +11,8 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
+use crate::tables_of;
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// What one command did.
@@ -136,7 +138,8 @@ impl Namespace {
 
     /// Both families' nat tables in one backend.
     pub(crate) fn tables(&self, backend: &str) -> [Vec<String>; 2] {
-        ["iptables", "ip6tables"].map(|stem| self.saved(&format!("{stem}-{backend}-save")))
+        let tables = tables_of(backend);
+        ["iptables", "ip6tables"].map(|stem| self.saved(&format!("{stem}-{tables}-save")))
     }
 
     /// True when the legacy nat table exists; asking does not make it.
@@ -168,7 +171,7 @@ impl Namespace {
     }
 
     /// A socket belongs to the namespace of the thread that makes it, and keeps it.
-    fn inside<T: Send + 'static>(&self, make: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn inside<T: Send + 'static>(&self, make: impl FnOnce() -> T + Send + 'static) -> T {
         let namespace = self.file();
         let thread = std::thread::spawn(move || {
             setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
