@@ -24,6 +24,52 @@ pub struct EarlierChain {
 }
 
 impl EarlierChain {
+    /// Finds them in the kernel's lists of all chains and all rules.
+    ///
+    /// # Errors
+    /// A list is cut off, or lacks what each chain or rule has.
+    pub fn find(answers: &[Vec<u8>]) -> Result<Vec<Self>, Malformed> {
+        let (mut chains, mut with_rules) = (Vec::new(), Vec::new());
+        for answer in answers {
+            for message in messages(answer)? {
+                if is_nf_tables(message.kind, NFT_MSG_NEWCHAIN) {
+                    let (family, attributes) = message.netfilter()?;
+                    let hook = attributes.nested(NFTA_CHAIN_HOOK)?;
+                    let name = match hook.u32(NFTA_HOOK_HOOKNUM)? {
+                        Some(NF_INET_PRE_ROUTING) => "prerouting",
+                        Some(NF_INET_LOCAL_OUT) => "output",
+                        _ => continue,
+                    };
+                    let priority = hook.i32(NFTA_HOOK_PRIORITY)?.ok_or(Malformed)?;
+                    if attributes.text(NFTA_CHAIN_TYPE)?.as_deref() == Some(NAT)
+                        && [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(&family)
+                        && priority <= NF_IP_PRI_NAT_DST
+                    {
+                        chains.push(Self {
+                            family,
+                            table: attributes.text(NFTA_CHAIN_TABLE)?.ok_or(Malformed)?,
+                            chain: attributes.text(NFTA_CHAIN_NAME)?.ok_or(Malformed)?,
+                            hook: name,
+                            priority,
+                        });
+                    }
+                } else if is_nf_tables(message.kind, NFT_MSG_NEWRULE) {
+                    let (family, attributes) = message.netfilter()?;
+                    let table = attributes.text(NFTA_RULE_TABLE)?.ok_or(Malformed)?;
+                    let chain = attributes.text(NFTA_RULE_CHAIN)?.ok_or(Malformed)?;
+                    with_rules.push((family, table, chain));
+                }
+            }
+        }
+        // A chain without rules takes nothing.
+        chains.retain(|it| {
+            with_rules.iter().any(|(family, table, chain)| {
+                (*family, table, chain) == (it.family, &it.table, &it.chain)
+            })
+        });
+        Ok(chains)
+    }
+
     /// True when it sees connections of this family.
     #[must_use]
     pub fn sees(&self, family: Family) -> bool {
@@ -58,47 +104,4 @@ impl fmt::Display for EarlierChain {
         let family = self.family_name();
         write!(f, "{family} {table} {chain} ({}, priority {})", self.hook, self.priority)
     }
-}
-
-/// Finds them in the kernel's lists of all chains and all rules.
-pub(super) fn find(answers: &[Vec<u8>]) -> Result<Vec<EarlierChain>, Malformed> {
-    let (mut chains, mut with_rules) = (Vec::new(), Vec::new());
-    for answer in answers {
-        for message in messages(answer)? {
-            if is_nf_tables(message.kind, NFT_MSG_NEWCHAIN) {
-                let (family, attributes) = message.netfilter()?;
-                let hook = attributes.nested(NFTA_CHAIN_HOOK)?;
-                let name = match hook.u32(NFTA_HOOK_HOOKNUM)? {
-                    Some(NF_INET_PRE_ROUTING) => "prerouting",
-                    Some(NF_INET_LOCAL_OUT) => "output",
-                    _ => continue,
-                };
-                let priority = hook.i32(NFTA_HOOK_PRIORITY)?.ok_or(Malformed)?;
-                if attributes.text(NFTA_CHAIN_TYPE)?.as_deref() == Some(NAT)
-                    && [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(&family)
-                    && priority <= NF_IP_PRI_NAT_DST
-                {
-                    chains.push(EarlierChain {
-                        family,
-                        table: attributes.text(NFTA_CHAIN_TABLE)?.ok_or(Malformed)?,
-                        chain: attributes.text(NFTA_CHAIN_NAME)?.ok_or(Malformed)?,
-                        hook: name,
-                        priority,
-                    });
-                }
-            } else if is_nf_tables(message.kind, NFT_MSG_NEWRULE) {
-                let (family, attributes) = message.netfilter()?;
-                let table = attributes.text(NFTA_RULE_TABLE)?.ok_or(Malformed)?;
-                let chain = attributes.text(NFTA_RULE_CHAIN)?.ok_or(Malformed)?;
-                with_rules.push((family, table, chain));
-            }
-        }
-    }
-    // A chain without rules takes nothing.
-    chains.retain(|it| {
-        with_rules.iter().any(|(family, table, chain)| {
-            (*family, table, chain) == (it.family, &it.table, &it.chain)
-        })
-    });
-    Ok(chains)
 }

@@ -5,7 +5,7 @@
 //! beside these, unseen by `iptables`.
 //!
 //! * [`Table`]: what the kernel lists, in the words of `iptables-save`;
-//! * [`Change`] and [`commit`]: what is to become of it;
+//! * [`Change`] and [`commit`]: what is to become of it ([`datagram`] shows the message);
 //! * [`earlier_chains`]: chains of others that are asked before ours.
 //!
 //! Messages are written and read here, by hand: the crates that know nf_tables lack the
@@ -89,10 +89,7 @@ pub fn commit(changes: &[Change<'_>]) -> Result<(), BackendError> {
     let mut names = Names::default();
     let committed = repeated(|| {
         let (tables, generation) = state(&connection, &families)?;
-        let mut batch = Batch::new();
-        for (change, table) in changes.iter().zip(&tables) {
-            batch.change(change, table);
-        }
+        let batch = batch(changes, &tables);
         if batch.is_empty() {
             return Ok(());
         }
@@ -100,6 +97,20 @@ pub fn commit(changes: &[Change<'_>]) -> Result<(), BackendError> {
         connection.transact(batch, Purpose::Commit(generation))
     });
     committed.map_err(|failure| refused(failure, &names))
+}
+
+/// What [`commit`] would send with these changes of these tables, were they of generation 0.
+#[must_use]
+pub fn datagram(changes: &[Change<'_>], tables: &[Table]) -> Vec<u8> {
+    batch(changes, tables).acknowledged().finish(Purpose::Commit(0))
+}
+
+fn batch(changes: &[Change<'_>], tables: &[Table]) -> Batch {
+    let mut batch = Batch::new();
+    for (change, table) in changes.iter().zip(tables) {
+        batch.change(change, table);
+    }
+    batch
 }
 
 /// Asks the kernel whether our rules can be in a family's table, and changes nothing. It loads
@@ -153,7 +164,7 @@ pub fn earlier_chains() -> Result<Vec<EarlierChain>, BackendError> {
     let connection = open()?;
     let found = repeated(|| {
         let answers = lists(&connection, NFPROTO_UNSPEC)?;
-        Ok(earlier::find(&answers)?)
+        Ok(EarlierChain::find(&answers)?)
     });
     found.map_err(|failure| failed(failure, "all chains"))
 }
@@ -259,7 +270,10 @@ fn unusable(failure: Failure, what: &str, modules: &'static str) -> BackendError
 fn described(failure: &Failure, what: &str) -> String {
     match failure {
         Failure::Refused { errno, words, .. } => {
-            format!("{what}: {}{words}", io::Error::from(*errno))
+            // A chain that is to go, and that a map of verdicts names, say.
+            let used =
+                if *errno == Errno::EBUSY { ", something of others leads to it" } else { "" };
+            format!("{what}: {}{words}{used}", io::Error::from(*errno))
         }
         Failure::Io(error) => format!("{what}: {error}"),
         Failure::Changed => format!("{what}: changed by others"),

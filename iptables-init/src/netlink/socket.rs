@@ -17,7 +17,8 @@ use super::kernel::{
 use super::transaction::{Batch, Purpose};
 use super::wire::{Attributes, Malformed, Message, Received, array, messages};
 
-/// The kernel answers at once; when it does not, this ends the wait, in seconds.
+/// The kernel has answered when a request is sent. Where it never does, this ends the wait, in
+/// seconds.
 const PATIENCE: i64 = 10;
 /// No datagram of a list is longer than half of it (`netlink_recvmsg`).
 const DATAGRAM: usize = 64 << 10;

@@ -93,7 +93,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::earlier;
+    use super::super::EarlierChain;
     use super::super::kernel::{
         NFPROTO_INET, NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
     };
@@ -249,7 +249,7 @@ mod tests {
             ["early", "same", "late", "filter", "source"].map(rule).concat(),
         ];
         let found: Vec<String> =
-            earlier::find(&answers).unwrap().iter().map(ToString::to_string).collect();
+            EarlierChain::find(&answers).unwrap().iter().map(ToString::to_string).collect();
         let wanted =
             ["inet x early (prerouting, priority -110)", "inet x same (output, priority -100)"];
         assert_eq!(found, wanted);

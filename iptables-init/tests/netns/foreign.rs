@@ -120,3 +120,22 @@ fn native_chains_that_are_asked_first_are_named() {
         assert!(!done.stderr.contains("ip6 y"), "{}", done.stderr);
     }
 }
+
+/// A chain of another version's that cannot go, because a map of others names it.
+#[test]
+fn what_others_lead_to_is_said_and_nothing_changes() {
+    let pod = Namespace::new();
+    pod.init(&["--backend=netlink", "--outbound-ports=80"]).exits(0);
+    pod.shell(
+        "iptables-nft -t nat -N PILLION_OLD && iptables-nft -t nat -N OTHERS \
+         && nft 'add rule ip nat OTHERS tcp dport vmap { 1 : jump PILLION_OLD }'",
+    )
+    .exits(0);
+    let rules = || pod.shell("nft -s list ruleset").exits(0).stdout;
+    let before = rules();
+    pod.init(&["--backend=netlink"])
+        .exits(6)
+        .says("IPv4 removal of chain PILLION_OLD: Device or resource busy")
+        .says("something of others leads to it");
+    assert_eq!(rules(), before);
+}

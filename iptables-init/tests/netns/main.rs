@@ -15,6 +15,7 @@ mod foreign;
 mod live;
 mod namespace;
 mod netlink;
+mod packets;
 mod rollback;
 mod stale;
 
