@@ -98,7 +98,7 @@ pub(super) fn rule(list: &Attributes<'_>, family: Family) -> Result<Decoded, Mal
     let mut loaded: Option<Loaded> = None;
     for element in list.all(NFTA_LIST_ELEM) {
         let element = Attributes::of(element)?;
-        let name = element.text(NFTA_EXPR_NAME)?.ok_or(Malformed)?;
+        let name = element.text(NFTA_EXPR_NAME).ok_or(Malformed)?;
         let data = element.nested(NFTA_EXPR_DATA)?;
         match name.as_str() {
             "counter" => {}
@@ -315,7 +315,7 @@ fn range(family: Family, value: &[u8], mask: Option<&[u8]>) -> Option<String> {
 fn verdict(data: &Attributes<'_>, words: &mut Words) -> Result<(), Malformed> {
     let verdict = data.nested(NFTA_IMMEDIATE_DATA)?.nested(NFTA_DATA_VERDICT)?;
     let code = verdict.i32(NFTA_VERDICT_CODE)?.ok_or(Malformed)?;
-    let chain = verdict.text(NFTA_VERDICT_CHAIN)?;
+    let chain = verdict.text(NFTA_VERDICT_CHAIN);
     let text = match (code, &chain) {
         (NFT_CONTINUE, _) => return Ok(()),
         (NF_ACCEPT, _) => "-j ACCEPT".to_owned(),

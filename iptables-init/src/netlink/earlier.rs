@@ -41,22 +41,22 @@ impl EarlierChain {
                         _ => continue,
                     };
                     let priority = hook.i32(NFTA_HOOK_PRIORITY)?.ok_or(Malformed)?;
-                    if attributes.text(NFTA_CHAIN_TYPE)?.as_deref() == Some(NAT)
+                    if attributes.text(NFTA_CHAIN_TYPE).as_deref() == Some(NAT)
                         && [NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6].contains(&family)
                         && priority <= NF_IP_PRI_NAT_DST
                     {
                         chains.push(Self {
                             family,
-                            table: attributes.text(NFTA_CHAIN_TABLE)?.ok_or(Malformed)?,
-                            chain: attributes.text(NFTA_CHAIN_NAME)?.ok_or(Malformed)?,
+                            table: attributes.text(NFTA_CHAIN_TABLE).ok_or(Malformed)?,
+                            chain: attributes.text(NFTA_CHAIN_NAME).ok_or(Malformed)?,
                             hook: name,
                             priority,
                         });
                     }
                 } else if is_nf_tables(message.kind, NFT_MSG_NEWRULE) {
                     let (family, attributes) = message.netfilter()?;
-                    let table = attributes.text(NFTA_RULE_TABLE)?.ok_or(Malformed)?;
-                    let chain = attributes.text(NFTA_RULE_CHAIN)?.ok_or(Malformed)?;
+                    let table = attributes.text(NFTA_RULE_TABLE).ok_or(Malformed)?;
+                    let chain = attributes.text(NFTA_RULE_CHAIN).ok_or(Malformed)?;
                     with_rules.push((family, table, chain));
                 }
             }

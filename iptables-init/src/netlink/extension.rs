@@ -11,7 +11,7 @@ use crate::rules::Family;
 
 /// A match of x_tables; only those that this program writes have their values.
 pub(super) fn module(data: &Attributes<'_>) -> Result<String, Malformed> {
-    let name = data.text(NFTA_XT_NAME)?.ok_or(Malformed)?;
+    let name = data.text(NFTA_XT_NAME).ok_or(Malformed)?;
     let revision = data.u32(NFTA_XT_REV)?.unwrap_or(0);
     let info = data.find(NFTA_XT_INFO).unwrap_or_default();
     let values = match (name.as_str(), revision) {
@@ -61,7 +61,7 @@ fn owner(info: &[u8]) -> Result<Option<String>, Malformed> {
 
 /// A target of x_tables.
 pub(super) fn target(data: &Attributes<'_>, family: Family) -> Result<String, Malformed> {
-    let name = data.text(NFTA_XT_NAME)?.ok_or(Malformed)?;
+    let name = data.text(NFTA_XT_NAME).ok_or(Malformed)?;
     let revision = data.u32(NFTA_XT_REV)?.unwrap_or(0);
     let info = data.find(NFTA_XT_INFO).unwrap_or_default();
     let values = if (name.as_str(), revision) == REDIRECT { redirect(info, family)? } else { None };

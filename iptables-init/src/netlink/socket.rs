@@ -188,7 +188,7 @@ fn words(message: &Received<'_>) -> Result<String, Malformed> {
     let rest = message.body.get(ERROR_CODE + request..).ok_or(Malformed)?;
     let attributes = Attributes::of(rest)?;
     let mut words = String::new();
-    if let Some(text) = attributes.text(NLMSGERR_ATTR_MSG)? {
+    if let Some(text) = attributes.text(NLMSGERR_ATTR_MSG) {
         words.push_str(&format!(", {text}"));
     }
     // This one has the byte order of the machine.

@@ -48,18 +48,18 @@ impl Table {
             for message in message? {
                 if is_nf_tables(message.kind, NFT_MSG_NEWCHAIN) {
                     let (number, attributes) = message.netfilter()?;
-                    let of = attributes.text(NFTA_CHAIN_TABLE)?;
+                    let of = attributes.text(NFTA_CHAIN_TABLE);
                     if number == family_number(family) && of.as_deref() == Some(NAT) {
-                        table.chains.push(attributes.text(NFTA_CHAIN_NAME)?.ok_or(Malformed)?);
+                        table.chains.push(attributes.text(NFTA_CHAIN_NAME).ok_or(Malformed)?);
                     }
                 } else if is_nf_tables(message.kind, NFT_MSG_NEWRULE) {
                     let (number, attributes) = message.netfilter()?;
-                    let of = attributes.text(NFTA_RULE_TABLE)?;
+                    let of = attributes.text(NFTA_RULE_TABLE);
                     if number == family_number(family) && of.as_deref() == Some(NAT) {
                         let decoded =
                             decode::rule(&attributes.nested(NFTA_RULE_EXPRESSIONS)?, family)?;
                         table.rules.push(Row {
-                            chain: attributes.text(NFTA_RULE_CHAIN)?.ok_or(Malformed)?,
+                            chain: attributes.text(NFTA_RULE_CHAIN).ok_or(Malformed)?,
                             handle: attributes.u64(NFTA_RULE_HANDLE)?.ok_or(Malformed)?,
                             body: decoded.body,
                             leads_to: decoded.leads_to,

@@ -172,11 +172,10 @@ impl<'a> Attributes<'a> {
         Attributes::of(self.find(kind).unwrap_or_default())
     }
 
-    /// A text without its NUL.
-    pub(super) fn text(&self, kind: u16) -> Result<Option<String>, Malformed> {
-        let Some(bytes) = self.find(kind) else { return Ok(None) };
-        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-        String::from_utf8(text.to_vec()).map(Some).map_err(|_| Malformed)
+    /// A text without its NUL. A name of others' that is no UTF-8 is shown as well as can be.
+    pub(super) fn text(&self, kind: u16) -> Option<String> {
+        let text = self.find(kind)?.split(|byte| *byte == 0).next().unwrap_or_default();
+        Some(String::from_utf8_lossy(text).into_owned())
     }
 
     /// A number.
@@ -214,7 +213,7 @@ mod tests {
         assert_eq!((message.kind, message.flags, message.sequence), (0x0a06, 5, 7));
         let (family, attributes) = message.netfilter().unwrap();
         assert_eq!(family, 2);
-        assert_eq!(attributes.text(1).unwrap().as_deref(), Some("nat"));
+        assert_eq!(attributes.text(1).as_deref(), Some("nat"));
         let inner = attributes.nested(4).unwrap();
         assert_eq!(inner.i32(1).unwrap(), Some(-5));
         assert_eq!(inner.u64(2).unwrap(), Some(9));
