@@ -188,8 +188,19 @@ impl Backend {
         match self {
             Backend::Netlink => {
                 netlink::usable(family)?;
-                Ok(netlink::read(family)?.snapshot())
+                self.read(family)
             }
+            Backend::Programs(programs) => programs.save(family),
+        }
+    }
+
+    /// What the nat table has, once rules of ours are in it.
+    ///
+    /// # Errors
+    /// As [`Backend::save`].
+    pub fn read(&self, family: Family) -> Result<Snapshot, BackendError> {
+        match self {
+            Backend::Netlink => Ok(netlink::read(family)?.snapshot()),
             Backend::Programs(programs) => programs.save(family),
         }
     }

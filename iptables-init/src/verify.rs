@@ -94,7 +94,7 @@ pub enum VerifyError {
 /// It cannot be read, or differs, or there is such a rule.
 pub fn read_back(backend: &Backend, plans: &[Plan]) -> Result<(), VerifyError> {
     for plan in plans {
-        let now = backend.save(plan.family).map_err(VerifyError::Read)?;
+        let now = backend.read(plan.family).map_err(VerifyError::Read)?;
         if let Some(difference) = now.difference(&plan.rules) {
             return Err(VerifyError::Different { family: plan.family.name(), difference });
         }
