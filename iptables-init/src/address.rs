@@ -2,7 +2,7 @@
 //!
 //! IPv4 needs nothing: all of 127.0.0.0/8 is on `lo`. The address is added by rtnetlink(7), so
 //! that the image needs no `ip` program. It is given the answer of one message and nothing else,
-//! so the few bytes are written here instead of pulling in a netlink library.
+//! so the few bytes are written here.
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -1,11 +1,12 @@
-//! Installs: one transaction a family, and both families or neither.
+//! Installs both families or neither: by netlink in one transaction, by programs in one a family.
 
 use crate::address;
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Programs};
 use crate::config::{Config, ConfigError, ConfigErrors, Ipv6Mode, Scope};
 use crate::error::Error;
 use crate::ipv6::Ipv6State;
 use crate::log::Log;
+use crate::netlink::{self, Change};
 use crate::rules::{Family, INBOUND_SOURCE_V6, RuleSet};
 use crate::snapshot::Snapshot;
 
@@ -19,6 +20,12 @@ pub enum ApplyError {
         /// Whose.
         family: Family,
         /// What the backend said.
+        source: BackendError,
+    },
+    /// The transaction of both families failed.
+    #[error("{source}{}", cure(Family::V4))]
+    Together {
+        /// What the kernel said.
         source: BackendError,
     },
     /// The first family's rules could not be put back after the second had failed.
@@ -86,6 +93,7 @@ impl ApplyError {
             ApplyError::Install { source, .. }
             | ApplyError::RollBack { source, .. }
             | ApplyError::Bypass { source, .. }
+            | ApplyError::Together { source }
             | ApplyError::NoIpv6Rules(source) => Some(source),
             ApplyError::Ipv6Off | ApplyError::LoOff { .. } => None,
         }
@@ -151,7 +159,9 @@ pub fn plan(
         }
         Ipv6::Capture => match (backend.save(Family::V6), state.exposure()) {
             (Ok(before), _) => plans.push(Plan::new(config, Family::V6, before)),
-            (Err(error @ BackendError::Locked { .. }), _) => return Err(error.into()),
+            (Err(error @ (BackendError::Locked { .. } | BackendError::Busy { .. })), _) => {
+                return Err(error.into());
+            }
             (Err(source), Some(exposure)) => {
                 return Err(ApplyError::Bypass { exposure, source }.into());
             }
@@ -199,50 +209,86 @@ fn limits(config: &Config, plans: &[Plan]) -> Result<Vec<String>, Error> {
     Ok(words.collect())
 }
 
-/// Makes the transactions in order. When one fails, those before it are put back.
+/// Puts the rules in force.
 ///
 /// # Errors
 /// A transaction or the address failed.
 pub fn install(backend: &Backend, plans: &[Plan], log: &mut Log<'_>) -> Result<(), Error> {
-    let mut address_added = false;
-    for (index, plan) in plans.iter().enumerate() {
-        if let Err(error) = install_one(backend, plan, &mut address_added) {
-            let done = plans.get(..index).unwrap_or_default();
-            roll_back(backend, done, address_added, &error, log)?;
-            return Err(error);
-        }
-        let family = plan.family.name();
-        let count = plan.rules.rules().len();
-        log.say(format_args!("{family}: {count} rules in force ({})", backend.kind()));
-        if plan.family == Family::V6 {
-            let done = if address_added { "added to" } else { "already on" };
-            log.say(format_args!("IPv6: {INBOUND_SOURCE_V6}/128 {done} lo"));
-        }
+    match backend {
+        Backend::Netlink => install_together(plans, log),
+        Backend::Programs(programs) => install_in_order(programs, plans, log),
+    }
+}
+
+/// One transaction, so there is nothing to put back but the address.
+fn install_together(plans: &[Plan], log: &mut Log<'_>) -> Result<(), Error> {
+    let with_ipv6 = plans.iter().any(|plan| plan.family == Family::V6);
+    let address_added = with_ipv6 && address::add()?;
+    let changes: Vec<Change<'_>> =
+        plans.iter().map(|plan| Change::Replace(plan.family, &plan.rules)).collect();
+    if let Err(source) = netlink::commit(&changes) {
+        take_back_address(address_added);
+        return Err(ApplyError::Together { source }.into());
+    }
+    for plan in plans {
+        say_installed(plan, &Backend::Netlink, address_added, log);
     }
     Ok(())
 }
 
-fn install_one(backend: &Backend, plan: &Plan, address_added: &mut bool) -> Result<(), Error> {
+/// Makes the transactions in order. When one fails, those before it are put back.
+fn install_in_order(programs: &Programs, plans: &[Plan], log: &mut Log<'_>) -> Result<(), Error> {
+    let backend = Backend::Programs(programs.clone());
+    let mut address_added = false;
+    for (index, plan) in plans.iter().enumerate() {
+        if let Err(error) = install_one(programs, plan, &mut address_added) {
+            let done = plans.get(..index).unwrap_or_default();
+            roll_back(programs, done, address_added, &error, log)?;
+            return Err(error);
+        }
+        say_installed(plan, &backend, address_added, log);
+    }
+    Ok(())
+}
+
+fn say_installed(plan: &Plan, backend: &Backend, address_added: bool, log: &mut Log<'_>) {
+    let family = plan.family.name();
+    let count = plan.rules.rules().len();
+    log.say(format_args!("{family}: {count} rules in force ({backend})"));
+    if plan.family == Family::V6 {
+        let done = if address_added { "added to" } else { "already on" };
+        log.say(format_args!("IPv6: {INBOUND_SOURCE_V6}/128 {done} lo"));
+    }
+}
+
+fn take_back_address(added: bool) {
+    if added {
+        // Harmless when it stays: nothing listens on it, and the next run wants it.
+        let _stays = address::remove();
+    }
+}
+
+fn install_one(programs: &Programs, plan: &Plan, address_added: &mut bool) -> Result<(), Error> {
     if plan.family == Family::V6 {
         *address_added = address::add()?;
     }
     let text = plan.before.replacement(&plan.rules);
     let family = plan.family;
-    backend.restore(family, &text).map_err(|source| ApplyError::Install { family, source })?;
+    programs.restore(family, &text).map_err(|source| ApplyError::Install { family, source })?;
     Ok(())
 }
 
 fn roll_back(
-    backend: &Backend,
+    programs: &Programs,
     done: &[Plan],
     address_added: bool,
     cause: &Error,
     log: &mut Log<'_>,
 ) -> Result<(), ApplyError> {
     for plan in done {
-        let back = backend
+        let back = programs
             .save(plan.family)
-            .and_then(|now| backend.restore(plan.family, &plan.before.return_from(&now)));
+            .and_then(|now| programs.restore(plan.family, &plan.before.return_from(&now)));
         back.map_err(|source| ApplyError::RollBack {
             family: plan.family,
             cause: cause.to_string(),
@@ -250,10 +296,7 @@ fn roll_back(
         })?;
         log.say(format_args!("{}: what was there before is back", plan.family.name()));
     }
-    if address_added {
-        // Harmless when it stays: nothing listens on it, and the next run wants it.
-        let _stays = address::remove();
-    }
+    take_back_address(address_added);
     Ok(())
 }
 

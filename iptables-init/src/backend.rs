@@ -1,5 +1,6 @@
-//! The programs that speak to the kernel. nft and legacy are two sets of tables that act
-//! independently of each other; a pod should have rules of ours in one of them only.
+//! What speaks to the kernel: netlink, or the programs of iptables. nft and legacy are two sets of
+//! tables that act independently of each other; a pod should have rules of ours in one of them
+//! only. Netlink and the nft programs share one.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -8,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use crate::netlink;
 use crate::rules::Family;
 use crate::snapshot::Snapshot;
 
@@ -51,6 +53,17 @@ pub enum BackendError {
         /// What the kernel lacks.
         modules: &'static str,
     },
+    /// The kernel has no nf_tables, so that no rules can be in them.
+    #[error(
+        "{program}: this kernel has no nf_tables ({source}); load its nf_tables module, or choose \
+         another --backend"
+    )]
+    Absent {
+        /// Who asked.
+        program: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// The kernel says that this process may not, whatever its capabilities are.
     #[error(
         "{program}: {message}; run this in the user namespace that owns the pod's network, and \
@@ -71,6 +84,15 @@ pub enum BackendError {
         /// The program.
         program: String,
     },
+    /// Others changed the rules whenever they were read.
+    #[error(
+        "{program}: others changed the rules at each of many tries; end what does it and run this \
+         again"
+    )]
+    Busy {
+        /// Who tried.
+        program: String,
+    },
     /// The program could not be run.
     #[error("{program}: {source}; check that this file can be executed")]
     Run {
@@ -89,37 +111,25 @@ pub enum BackendError {
     },
 }
 
-impl BackendError {
-    /// True when the kernel has no such tables at all, so that no rules can be in them. nft's
-    /// programs say it with the answer of a kernel without netlink's netfilter family, or without
-    /// nf_tables in it (`nfnetlink_rcv_msg`).
-    #[must_use]
-    pub fn is_absent_from_kernel(&self) -> bool {
-        let BackendError::Unusable { message, .. } = self else { return false };
-        message.contains("Protocol not supported")
-            || message.contains("rule set generation id: Invalid argument")
-    }
-}
-
-/// One of the kernel's two interfaces.
+/// One of the kernel's two sets of tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Tables {
     /// nf_tables; needs NET_ADMIN.
     Nft,
     /// `ip_tables` and `ip6_tables`; needs NET_RAW besides.
     Legacy,
 }
 
-impl Kind {
+impl Tables {
     /// Both.
-    pub const ALL: [Kind; 2] = [Kind::Nft, Kind::Legacy];
+    pub const ALL: [Tables; 2] = [Tables::Nft, Tables::Legacy];
 
     /// The other one.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
-            Kind::Nft => Kind::Legacy,
-            Kind::Legacy => Kind::Nft,
+            Tables::Nft => Tables::Legacy,
+            Tables::Legacy => Tables::Nft,
         }
     }
 
@@ -135,54 +145,93 @@ impl Kind {
 
     fn modules(self, family: Family) -> &'static str {
         match (self, family) {
-            (Kind::Nft, _) => "nf_tables",
-            (Kind::Legacy, Family::V4) => "iptable_nat",
-            (Kind::Legacy, Family::V6) => "ip6table_nat",
+            (Tables::Nft, _) => "nf_tables",
+            (Tables::Legacy, Family::V4) => "iptable_nat",
+            (Tables::Legacy, Family::V6) => "ip6table_nat",
         }
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for Tables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::Nft => "nft",
-            Kind::Legacy => "legacy",
+            Tables::Nft => "nft",
+            Tables::Legacy => "legacy",
         })
     }
 }
 
-/// Runs the programs of one backend.
+/// What a run speaks to the kernel through.
 #[derive(Clone, Debug)]
-pub struct Backend {
-    kind: Kind,
-    path: Vec<PathBuf>,
+pub enum Backend {
+    /// This process itself; no program is needed.
+    Netlink,
+    /// The programs of iptables.
+    Programs(Programs),
 }
 
 impl Backend {
-    /// A backend whose programs are looked for in `path` (the variable `PATH`) first.
+    /// Where its rules are.
     #[must_use]
-    pub fn new(kind: Kind, path: &str) -> Self {
-        // A relative or empty entry would run a program of the working directory, as root.
-        let entries = path.split(':').filter(|entry| entry.starts_with('/'));
-        Self { kind, path: entries.chain(SEARCH_PATH.iter().copied()).map(PathBuf::from).collect() }
+    pub fn tables(&self) -> Tables {
+        match self {
+            Backend::Netlink => Tables::Nft,
+            Backend::Programs(programs) => programs.tables,
+        }
     }
 
-    /// Which it is.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Looks for the programs, and runs none.
+    /// What the nat table has, once it is known that our rules can be in it.
     ///
     /// # Errors
-    /// One is missing.
-    pub fn installed(&self) -> Result<(), BackendError> {
-        for family in Family::ALL {
-            self.find(&self.name(family, "save"))?;
-            self.find(&self.name(family, "restore"))?;
+    /// The program is missing, or the kernel does not serve it.
+    pub fn save(&self, family: Family) -> Result<Snapshot, BackendError> {
+        match self {
+            Backend::Netlink => {
+                netlink::usable(family)?;
+                self.read(family)
+            }
+            Backend::Programs(programs) => programs.save(family),
         }
-        Ok(())
+    }
+
+    /// What the nat table has, once rules of ours are in it.
+    ///
+    /// # Errors
+    /// As [`Backend::save`].
+    pub fn read(&self, family: Family) -> Result<Snapshot, BackendError> {
+        match self {
+            Backend::Netlink => Ok(netlink::read(family)?.snapshot()),
+            Backend::Programs(programs) => programs.save(family),
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backend::Netlink => f.write_str("netlink"),
+            Backend::Programs(programs) => programs.tables.fmt(f),
+        }
+    }
+}
+
+/// Runs the programs for one set of tables.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    tables: Tables,
+    path: Vec<PathBuf>,
+}
+
+impl Programs {
+    /// Programs that are looked for in `path` (the variable `PATH`) first.
+    #[must_use]
+    pub fn new(tables: Tables, path: &str) -> Self {
+        // A relative or empty entry would run a program of the working directory, as root.
+        let entries = path.split(':').filter(|entry| entry.starts_with('/'));
+        Self {
+            tables,
+            path: entries.chain(SEARCH_PATH.iter().copied()).map(PathBuf::from).collect(),
+        }
     }
 
     /// What the nat table has. Asking for it by name creates it, empty, in both backends.
@@ -208,7 +257,7 @@ impl Backend {
         if output.status.success() {
             Ok(Snapshot::parse(&String::from_utf8_lossy(&output.stdout)))
         } else {
-            let modules = self.kind.modules(family);
+            let modules = self.tables.modules(family);
             Err(common(&program, &output).unwrap_or_else(|| BackendError::Unusable {
                 program,
                 message: message(&output),
@@ -223,9 +272,9 @@ impl Backend {
     /// The program is missing, the lock is taken, or the kernel refuses; nothing has changed.
     pub fn restore(&self, family: Family, text: &str) -> Result<(), BackendError> {
         let program = self.name(family, "restore");
-        let arguments: &[&str] = match self.kind {
-            Kind::Nft => &["--noflush"],
-            Kind::Legacy => &["--noflush", "-w", LOCK_WAIT_SECONDS],
+        let arguments: &[&str] = match self.tables {
+            Tables::Nft => &["--noflush"],
+            Tables::Legacy => &["--noflush", "-w", LOCK_WAIT_SECONDS],
         };
         let output = self.run(&program, arguments, text)?;
         if output.status.success() {
@@ -238,7 +287,7 @@ impl Backend {
 
     /// The program's name, such as `ip6tables-nft-save`.
     fn name(&self, family: Family, verb: &str) -> String {
-        format!("{}-{verb}", self.kind.program(family))
+        format!("{}-{verb}", self.tables.program(family))
     }
 
     fn find(&self, program: &str) -> Result<OsString, BackendError> {
@@ -301,38 +350,21 @@ mod tests {
 
     #[test]
     fn each_program_has_its_name() {
-        let legacy = Backend::new(Kind::Legacy, "");
+        let legacy = Programs::new(Tables::Legacy, "");
         assert_eq!(legacy.name(Family::V6, "restore"), "ip6tables-legacy-restore");
-        assert_eq!(Backend::new(Kind::Nft, "").name(Family::V4, "save"), "iptables-nft-save");
-    }
-
-    #[test]
-    fn only_a_kernel_without_nf_tables_has_no_rules_in_it() {
-        let says = |message: &str| BackendError::Unusable {
-            program: "iptables-nft-save".to_owned(),
-            message: message.to_owned(),
-            modules: "nf_tables",
-        };
-        for message in [
-            "iptables-nft-save: Could not fetch rule set generation id: Invalid argument",
-            "iptables-nft-save: Failed to initialize nft: Protocol not supported",
-        ] {
-            assert!(says(message).is_absent_from_kernel(), "{message}");
-        }
-        assert!(!says("exit status: 1").is_absent_from_kernel());
-        assert!(!says("Could not fetch rule set generation id: No buffer").is_absent_from_kernel());
+        assert_eq!(Programs::new(Tables::Nft, "").name(Family::V4, "save"), "iptables-nft-save");
     }
 
     #[test]
     fn a_relative_path_is_never_searched() {
-        let backend = Backend::new(Kind::Nft, ".::bin:/opt/iptables/sbin");
-        assert!(backend.path.iter().all(|directory| directory.is_absolute()));
-        assert_eq!(backend.path.first(), Some(&PathBuf::from("/opt/iptables/sbin")));
+        let programs = Programs::new(Tables::Nft, ".::bin:/opt/iptables/sbin");
+        assert!(programs.path.iter().all(|directory| directory.is_absolute()));
+        assert_eq!(programs.path.first(), Some(&PathBuf::from("/opt/iptables/sbin")));
     }
 
     #[test]
     fn a_missing_program_names_its_package() {
-        let error = Backend::new(Kind::Nft, "").find("pillion-no-such-program").unwrap_err();
+        let error = Programs::new(Tables::Nft, "").find("pillion-no-such-program").unwrap_err();
         assert!(error.to_string().contains("install the package iptables"), "{error}");
     }
 }

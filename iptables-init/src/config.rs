@@ -35,11 +35,13 @@ pub enum Ipv6Mode {
 /// What `--backend` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendChoice {
-    /// Legacy where its nat table is in use, else nft.
+    /// Legacy where its nat table is in use, else netlink, else what works.
     Auto,
-    /// nf_tables.
+    /// nf_tables, without a program.
+    Netlink,
+    /// nf_tables, by the programs of iptables.
     Nft,
-    /// `ip_tables` and `ip6_tables`.
+    /// `ip_tables` and `ip6_tables`, by the programs of iptables.
     Legacy,
 }
 
@@ -216,6 +218,7 @@ impl Reader<'_> {
                 "backend",
                 &[
                     ("auto", BackendChoice::Auto),
+                    ("netlink", BackendChoice::Netlink),
                     ("nft", BackendChoice::Nft),
                     ("legacy", BackendChoice::Legacy),
                 ],
@@ -400,7 +403,9 @@ mod tests {
             &[("PILLION_INIT_BACKEND", "ebtables")],
         );
         assert_eq!(found.len(), 13, "{found:#?}");
-        for cure in ["write 10.0.0.0/8", "write auto or nft or legacy", "`9-8` is no port"] {
+        for cure in
+            ["write 10.0.0.0/8", "write auto or netlink or nft or legacy", "`9-8` is no port"]
+        {
             assert!(found.iter().any(|problem| problem.contains(cure)), "{cure}: {found:#?}");
         }
     }

@@ -16,8 +16,8 @@ pub const EXIT_CODES: &[(u8, &str)] = &[
         3,
         "a capability is missing (NET_ADMIN, for legacy NET_RAW too), or the kernel denies it here",
     ),
-    (4, "no backend: no iptables program, or none that this kernel serves"),
-    (5, "another program held the iptables lock"),
+    (4, "no backend: neither nf_tables nor an iptables program that this kernel serves"),
+    (5, "another program held the iptables lock, or changed the rules all the time"),
     (
         6,
         "the rules could not be installed or removed as a whole; the message says what is in force",
@@ -64,7 +64,7 @@ impl Error {
             Error::Host(HostError::Capability { .. }) | Error::Address(AddressError::Denied(_)) => {
                 3
             }
-            Error::Backend(BackendError::Unusable { .. }) => 4,
+            Error::Backend(BackendError::Unusable { .. } | BackendError::Absent { .. }) => 4,
             Error::Backend(error) => backend_code(error),
             Error::Apply(error) => error.backend().map_or(6, backend_code),
             Error::Stale(error) => backend_code(error.backend()),
@@ -81,17 +81,18 @@ fn backend_code(error: &BackendError) -> u8 {
     match error {
         BackendError::Denied { .. } => 3,
         BackendError::Missing { .. } => 4,
-        BackendError::Locked { .. } => 5,
-        BackendError::Run { .. } | BackendError::Refused { .. } | BackendError::Unusable { .. } => {
-            6
-        }
+        BackendError::Locked { .. } | BackendError::Busy { .. } => 5,
+        BackendError::Run { .. }
+        | BackendError::Refused { .. }
+        | BackendError::Unusable { .. }
+        | BackendError::Absent { .. } => 6,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Kind;
+    use crate::backend::Tables;
     use crate::rules::Family;
 
     #[test]
@@ -100,10 +101,11 @@ mod tests {
         let message = || "no".to_owned();
         let family = Family::V6;
         type Cause<'a> = &'a dyn Fn() -> BackendError;
-        let causes: [(Cause<'_>, u8); 4] = [
+        let causes: [(Cause<'_>, u8); 5] = [
             (&|| BackendError::Denied { program: program(), message: message() }, 3),
             (&|| BackendError::Missing { program: program() }, 4),
             (&|| BackendError::Locked { program: program() }, 5),
+            (&|| BackendError::Busy { program: program() }, 5),
             (&|| BackendError::Refused { program: program(), message: message() }, 6),
         ];
         for (source, code) in causes {
@@ -114,8 +116,9 @@ mod tests {
                 ApplyError::RollBack { family, cause: message(), source: source() }.into(),
                 ApplyError::Bypass { exposure, source: source() }.into(),
                 ApplyError::NoIpv6Rules(source()).into(),
-                StaleError::Beside { family, kind: Kind::Nft, source: source() }.into(),
-                StaleError::Remaining { family, kind: Kind::Nft, source: source() }.into(),
+                ApplyError::Together { source: source() }.into(),
+                StaleError::Beside { family, tables: Tables::Nft, source: source() }.into(),
+                StaleError::Remaining { family, tables: Tables::Nft, source: source() }.into(),
             ] {
                 assert_eq!(error.exit_code(), code, "{error}");
             }
@@ -127,7 +130,7 @@ mod tests {
     #[test]
     fn what_stays_beside_the_new_rules_claims_no_rollback() {
         let source = BackendError::Locked { program: "iptables-legacy-restore".to_owned() };
-        let stale = StaleError::Beside { family: Family::V4, kind: Kind::Legacy, source };
+        let stale = StaleError::Beside { family: Family::V4, tables: Tables::Legacy, source };
         assert!(stale.to_string().starts_with("the new rules are in force"), "{stale}");
     }
 }

@@ -118,9 +118,9 @@ pub const FLAGS: &[Flag] = &[
     ),
     Flag::new(
         "backend",
-        "auto|nft|legacy",
+        "auto|netlink|nft|legacy",
         "auto",
-        "The kernel interface; auto: legacy where its nat table is in use, else nft",
+        "How the kernel is spoken to; auto: legacy where its nat table is in use, else netlink",
     ),
     Flag::switch("dry-run", "false", "Print the restore text of both families and change nothing"),
     Flag::switch("cleanup", "false", "Remove every rule and address that this program adds"),

@@ -1,6 +1,8 @@
 //! Rules of others, as far as this program has to understand them: may one take a TCP connection
 //! before our rules see it? Pure. What is not understood counts as one that may.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
 use crate::rules::{Family, loopback};
@@ -95,17 +97,31 @@ impl Words {
 /// Whether a connection over TCP may end its walk through a hook's chain at this rule, so that no
 /// later rule sees it. `chain` gives the rules of a chain, and `None` for any other target.
 pub(crate) fn can_end_the_walk(rule: &Words, chain: &dyn Fn(&str) -> Option<Vec<Words>>) -> bool {
+    ends(rule, chain, &mut BTreeSet::new())
+}
+
+/// Looks into each chain once: one that can end the walk settles it, and one that cannot does not
+/// anywhere else either.
+fn ends(
+    rule: &Words,
+    chain: &dyn Fn(&str) -> Option<Vec<Words>>,
+    seen: &mut BTreeSet<String>,
+) -> bool {
     rule.can_match_tcp()
         && match rule.jump() {
             None => false,
             Some(("-j", target)) if GOES_ON.contains(&target) => false,
-            // In a called chain, RETURN only leads back. The kernel has no loops of chains.
-            Some(("-j", target)) => chain(target).is_none_or(|rules| {
-                rules.iter().any(|inner| {
-                    !matches!(inner.jump(), Some(("-j", "RETURN")))
-                        && can_end_the_walk(inner, chain)
-                })
-            }),
+            Some(("-j", target)) => match chain(target) {
+                None => true,
+                // In a called chain, RETURN only leads back.
+                Some(rules) => {
+                    seen.insert(target.to_owned())
+                        && rules.iter().any(|inner| {
+                            !matches!(inner.jump(), Some(("-j", "RETURN")))
+                                && ends(inner, chain, seen)
+                        })
+                }
+            },
             Some(_) => true,
         }
 }
@@ -114,7 +130,7 @@ pub(crate) fn can_end_the_walk(rule: &Words, chain: &dyn Fn(&str) -> Option<Vec<
 mod tests {
     use super::*;
 
-    fn ends(rule: &str) -> bool {
+    fn judged(rule: &str) -> bool {
         let chain = |name: &str| -> Option<Vec<Words>> {
             let rules: &[&str] = match name {
                 "EMPTY" => &[],
@@ -123,6 +139,9 @@ mod tests {
                 }
                 "DEEP" => &["-j BACK", "-p tcp -j DNAT --to-destination 1.1.1.1"],
                 "GOTO" => &["-g BACK"],
+                // The kernel has none of these.
+                "LOOP" => &["-j LOOP", "-j LOOP"],
+                "LATE" => &["-j LOOP", "-j BACK", "-j LATE", "-j DEEP"],
                 _ => return None,
             };
             Some(rules.iter().map(|rule| Words::of(rule)).collect())
@@ -143,12 +162,13 @@ mod tests {
             "-j DEEP",
             "-j GOTO",
             "-g BACK",
+            "-j LATE",
             // Text of a module is no protocol and no target.
             "-m comment --comment -p -j ACCEPT",
             "-m comment --comment \"-p udp -j LOG\" -j ACCEPT",
             "-m comment --comment -j -j ACCEPT",
         ] {
-            assert!(ends(rule), "{rule}");
+            assert!(judged(rule), "{rule}");
         }
         for rule in [
             "-m comment --comment counted",
@@ -159,8 +179,9 @@ mod tests {
             "-d 10.0.0.1/32 -p icmp -j DNAT --to-destination 1.1.1.1",
             "-j EMPTY",
             "-j BACK",
+            "-j LOOP",
         ] {
-            assert!(!ends(rule), "{rule}");
+            assert!(!judged(rule), "{rule}");
         }
     }
 

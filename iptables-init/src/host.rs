@@ -65,6 +65,12 @@ impl Capabilities {
         Ok(Self(parse_effective(&status).unwrap_or(0)))
     }
 
+    /// A set by its bits, for tests of what follows.
+    #[cfg(test)]
+    pub(crate) fn of_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// True when the set has it.
     #[must_use]
     pub fn has(self, capability: Capability) -> bool {
@@ -98,7 +104,7 @@ impl Capabilities {
             name: "NET_RAW",
             why: ", which the legacy backend needs besides NET_ADMIN",
             cure: "add it to securityContext.capabilities.add of this container, or use \
-                   --backend=nft",
+                   --backend=netlink",
         })
     }
 }

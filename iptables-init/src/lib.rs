@@ -7,10 +7,11 @@
 //! * [`render`]: the model as `iptables-restore` text; pure;
 //! * [`host`]: what this process may do, and in whose namespace it is;
 //! * [`ipv6`]: whether IPv6 is there, or could come;
-//! * [`backend`]: the programs that speak to the kernel, nft or legacy;
-//! * [`snapshot`]: what is in the nat table, as those programs print it;
+//! * [`backend`]: what speaks to the kernel, netlink or the programs of iptables, nft or legacy;
+//! * [`netlink`]: nf_tables without a program;
+//! * [`snapshot`]: what is in the nat table, as `iptables-save` prints it;
 //! * [`foreign`]: whether a rule of others takes a connection before ours can;
-//! * [`apply`]: one transaction a family, both or neither;
+//! * [`apply`]: both families or neither;
 //! * [`verify`] and [`probe`]: reads the rules back, then dials to prove that they redirect;
 //! * [`stale`] and [`cleanup`]: find what is left, and remove all of it.
 //!
@@ -27,6 +28,7 @@ pub mod foreign;
 pub mod host;
 pub mod ipv6;
 pub mod log;
+pub mod netlink;
 pub mod ports;
 pub mod probe;
 pub mod render;

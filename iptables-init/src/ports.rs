@@ -95,6 +95,11 @@ impl PortSet {
         pieces
     }
 
+    /// The first and the last port of each range, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = (u16, u16)> {
+        self.0.iter().map(|range| (range.first, range.last))
+    }
+
     /// The union of two sets.
     #[must_use]
     pub fn with(&self, other: &PortSet) -> PortSet {

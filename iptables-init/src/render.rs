@@ -42,7 +42,8 @@ impl fmt::Display for Rule {
     }
 }
 
-fn is_limit(net: &IpNet) -> bool {
+/// True when some address is outside of it.
+pub(crate) fn is_limit(net: &IpNet) -> bool {
     net.prefix_len() > 0
 }
 

@@ -3,13 +3,14 @@
 use std::io::Write;
 
 use crate::apply;
-use crate::backend::{Backend, Kind};
+use crate::backend::{Backend, BackendError, Programs, Tables};
 use crate::cleanup::cleanup;
 use crate::config::{Action, BackendChoice, Config, Ipv6Mode};
 use crate::error::Error;
 use crate::host::{self, Capabilities, Capability};
 use crate::ipv6::Ipv6State;
 use crate::log::Log;
+use crate::netlink;
 use crate::render::transaction;
 use crate::rules::{Family, RuleSet};
 use crate::stale::remove_stale;
@@ -36,11 +37,13 @@ pub fn run(
         return cleanup(path, capabilities, log);
     }
 
-    let backend = choose(config.backend, path, capabilities, log)?;
+    let usable = || netlink::usable(Family::V4);
+    let backend = choose(config.backend, path, capabilities, &usable, log)?;
     let plans = apply::plan(config, &backend, &ipv6_state(config.ipv6, log)?, log)?;
     apply::install(&backend, &plans, log)?;
-    remove_stale(config, backend.kind(), path, capabilities, log)?;
+    remove_stale(config, backend.tables(), path, capabilities, log)?;
     verify::read_back(&backend, &plans)?;
+    verify::warn_of_earlier_chains(&backend, &plans, log);
     if config.probe {
         verify::prove(config, &plans, log)?;
     }
@@ -75,20 +78,23 @@ pub fn dry_run(config: &Config) -> String {
 }
 
 /// auto: legacy where its nat table has rules already, ours or a network plugin's, so that one
-/// interface decides about all of them in one order; else nft; else what works.
+/// interface decides about all of them in one order; else netlink, if the kernel says that our
+/// rules can be there; else what works.
 fn choose(
     choice: BackendChoice,
     path: &str,
     capabilities: Capabilities,
+    netlink: &dyn Fn() -> Result<(), BackendError>,
     log: &mut Log<'_>,
 ) -> Result<Backend, Error> {
-    let nft = Backend::new(Kind::Nft, path);
-    let legacy = Backend::new(Kind::Legacy, path);
+    let nft = Programs::new(Tables::Nft, path);
+    let legacy = Programs::new(Tables::Legacy, path);
     match choice {
-        BackendChoice::Nft => return Ok(nft),
+        BackendChoice::Netlink => return Ok(Backend::Netlink),
+        BackendChoice::Nft => return Ok(Backend::Programs(nft)),
         BackendChoice::Legacy => {
             capabilities.require_raw()?;
-            return Ok(legacy);
+            return Ok(Backend::Programs(legacy));
         }
         BackendChoice::Auto => {}
     }
@@ -100,18 +106,75 @@ fn choose(
         });
     if in_use {
         log.say("backend: legacy, whose nat table is in use here");
-        return Ok(legacy);
+        return Ok(Backend::Programs(legacy));
     }
-    let Err(reason) = nft.save(Family::V4) else { return Ok(nft) };
+    let Err(reason) = netlink() else { return Ok(Backend::Netlink) };
+    match nft.save(Family::V4) {
+        Ok(_) => {
+            log.say(format_args!("backend: nft, because of {reason}"));
+            return Ok(Backend::Programs(nft));
+        }
+        Err(other) => log.say(other),
+    }
     capabilities.require_raw()?;
     match legacy.save(Family::V4) {
         Ok(_) => {
             log.say(format_args!("backend: legacy, because of {reason}"));
-            Ok(legacy)
+            Ok(Backend::Programs(legacy))
         }
         Err(other) => {
             log.say(other);
             Err(reason.into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// What `auto` chooses, and says, where programs of these names work and netlink does not.
+    fn chosen(working: &[&str]) -> (Result<String, u8>, String) {
+        let directory = TempDir::new().unwrap();
+        for name in ["iptables-nft-save", "iptables-legacy-save"] {
+            let verdict = if working.contains(&name) { "true" } else { "echo broken >&2; false" };
+            let place = directory.path().join(name);
+            fs::write(&place, format!("#!/bin/sh\n{verdict}\n")).unwrap();
+            fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let lacks = || {
+            Err(BackendError::Unusable {
+                program: "netlink".to_owned(),
+                message: "owner: No such file".to_owned(),
+                modules: "xt_owner",
+            })
+        };
+        let mut said = Vec::new();
+        let path = directory.path().to_string_lossy().into_owned();
+        let all = Capabilities::of_bits(u64::MAX);
+        let chosen = choose(BackendChoice::Auto, &path, all, &lacks, &mut Log::new(&mut said));
+        let chosen = chosen.map(|backend| backend.to_string()).map_err(|error| error.exit_code());
+        (chosen, String::from_utf8(said).unwrap())
+    }
+
+    #[test]
+    fn where_netlink_does_not_do_a_program_that_works_is_taken_and_the_reason_said() {
+        let (backend, said) = chosen(&["iptables-nft-save", "iptables-legacy-save"]);
+        assert_eq!(backend, Ok("nft".to_owned()));
+        assert!(said.contains("backend: nft, because of netlink: owner"), "{said}");
+        assert!(said.contains("load the kernel's xt_owner module"), "{said}");
+
+        let (backend, said) = chosen(&["iptables-legacy-save"]);
+        assert_eq!(backend, Ok("legacy".to_owned()));
+        assert!(said.contains("backend: legacy, because of netlink: owner"), "{said}");
+
+        let (backend, said) = chosen(&[]);
+        assert_eq!(backend, Err(4));
+        assert_eq!(said.matches("broken").count(), 2, "{said}");
     }
 }

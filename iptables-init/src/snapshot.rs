@@ -1,5 +1,7 @@
 //! What is in the nat table, as `*-save` prints it, and what of it is ours.
 
+use std::collections::BTreeMap;
+
 use ipnet::IpNet;
 
 use crate::foreign::{Words, can_end_the_walk};
@@ -21,6 +23,17 @@ struct SavedRule {
     body: String,
     /// Its place in its chain, from 1, as `-I` counts.
     number: usize,
+}
+
+/// A rule of others that stands ahead of one of our jumps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// As `*-save` prints it.
+    pub rule: String,
+    /// The chain.
+    pub hook: &'static str,
+    /// Its place there, from 1.
+    pub number: usize,
 }
 
 impl SavedRule {
@@ -52,20 +65,31 @@ impl Snapshot {
     /// tables are left out; without a nat table there is nothing to read.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        let mut snapshot = Self::default();
+        let (mut chains, mut rules) = (Vec::new(), Vec::new());
         let nat = text.lines().skip_while(|line| *line != "*nat");
         for line in nat.take_while(|line| *line != "COMMIT") {
             if let Some(chain) = line.strip_prefix(':') {
-                snapshot.chains.extend(chain.split_whitespace().next().map(str::to_owned));
+                chains.extend(chain.split_whitespace().next().map(str::to_owned));
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 // A rule that only counts has nothing behind its chain, and has a place as well.
                 let (chain, body) = rule.split_once(' ').unwrap_or((rule, ""));
-                let number = snapshot.rules.iter().filter(|rule| rule.chain == chain).count() + 1;
-                let (chain, body) = (chain.to_owned(), body.trim_end().to_owned());
-                snapshot.rules.push(SavedRule { chain, body, number });
+                rules.push((chain.to_owned(), body.trim_end().to_owned()));
             }
         }
-        snapshot
+        Self::new(chains, rules)
+    }
+
+    /// A table of these chains and rules, the latter as chain and as what follows it.
+    #[must_use]
+    pub fn new(chains: Vec<String>, rules: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut numbers = BTreeMap::new();
+        let rules = rules.into_iter().map(|(chain, body)| {
+            let number = numbers.entry(chain.clone()).or_insert(0);
+            *number += 1;
+            SavedRule { chain, body, number: *number }
+        });
+        let rules = rules.collect();
+        Self { chains, rules }
     }
 
     /// True when something in it is ours.
@@ -118,7 +142,7 @@ impl Snapshot {
 
     /// The first rule of others that may take a TCP connection before our jump in its chain can.
     #[must_use]
-    pub fn ahead(&self, rules: &RuleSet, family: Family) -> Option<String> {
+    pub fn ahead(&self, rules: &RuleSet, family: Family) -> Option<Ahead> {
         let jumps = rules.rules().iter().filter(|rule| {
             matches!(rule.target, Target::Jump(_)) && !rule.chain.name().starts_with(CHAIN_PREFIX)
         });
@@ -137,7 +161,7 @@ impl Snapshot {
                     let spared = hook == Chain::Output && words.is_to_loopback(family);
                     !spared && can_end_the_walk(&words, &chain)
                 })
-                .map(SavedRule::append)
+                .map(|rule| Ahead { rule: rule.append(), hook: hook.name(), number: rule.number })
         })
     }
 
@@ -343,7 +367,7 @@ mod tests {
             let text = installed(Family::V4)
                 .replace(&jump, &format!("-A {hook} {rule}\n{jump}"))
                 .replace("*nat\n", &format!("*nat\n{chains}"));
-            Snapshot::parse(&text).ahead(&wanted, Family::V4)
+            Snapshot::parse(&text).ahead(&wanted, Family::V4).map(|ahead| ahead.rule)
         };
         let accept = "-p tcp -m tcp --dport 80 -j ACCEPT";
         for hook in ["PREROUTING", "OUTPUT"] {

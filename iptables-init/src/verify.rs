@@ -4,10 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::apply::Plan;
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Tables};
 use crate::config::Config;
 use crate::log::Log;
+use crate::netlink;
 use crate::probe::{self, Outcome};
+use crate::snapshot::Ahead;
 
 /// The rules are not what they should be, or do not redirect. They stay, so that nothing passes
 /// in plaintext.
@@ -30,16 +32,15 @@ pub enum VerifyError {
     /// A rule of others comes first.
     #[error(
         "{family}: the rule `{rule}` stands ahead of this program's and can take TCP connections \
-         past the proxy; remove it ({program} -t nat {}), or have it added after this program \
-         has run", rule.replacen("-A", "-D", 1)
+         past the proxy; remove it ({removal}), or have it added after this program has run"
     )]
     Ahead {
         /// IPv4 or IPv6.
         family: &'static str,
         /// The rule, as the program prints it.
         rule: String,
-        /// The program that can delete it.
-        program: String,
+        /// The command that deletes it.
+        removal: String,
     },
     /// The proof could not listen.
     #[error("the proof cannot listen on {address}: {source}; bring lo up, or say --no-verify")]
@@ -93,16 +94,47 @@ pub enum VerifyError {
 /// It cannot be read, or differs, or there is such a rule.
 pub fn read_back(backend: &Backend, plans: &[Plan]) -> Result<(), VerifyError> {
     for plan in plans {
-        let now = backend.save(plan.family).map_err(VerifyError::Read)?;
+        let now = backend.read(plan.family).map_err(VerifyError::Read)?;
         if let Some(difference) = now.difference(&plan.rules) {
             return Err(VerifyError::Different { family: plan.family.name(), difference });
         }
-        if let Some(rule) = now.ahead(&plan.rules, plan.family) {
-            let program = backend.kind().program(plan.family);
-            return Err(VerifyError::Ahead { family: plan.family.name(), rule, program });
+        if let Some(Ahead { rule, hook, number }) = now.ahead(&plan.rules, plan.family) {
+            let program = backend.tables().program(plan.family);
+            let removal = match backend {
+                // By its place: what is not understood of it has no words.
+                Backend::Netlink => format!("{program} -t nat -D {hook} {number}"),
+                Backend::Programs(_) => {
+                    format!("{program} -t nat {}", rule.replacen("-A", "-D", 1))
+                }
+            };
+            return Err(VerifyError::Ahead { family: plan.family.name(), rule, removal });
         }
     }
     Ok(())
+}
+
+/// Warns of native nft chains that are asked before ours. What they do is not judged: their rules
+/// may be about anything.
+pub fn warn_of_earlier_chains(backend: &Backend, plans: &[Plan], log: &mut Log<'_>) {
+    let chains = match netlink::earlier_chains() {
+        Ok(chains) => chains,
+        Err(BackendError::Absent { .. }) => return,
+        Err(error) => {
+            log.say(format_args!("WARNING: tables of nft are not looked at: {error}"));
+            return;
+        }
+    };
+    for chain in chains {
+        let ours = backend.tables() == Tables::Nft && chain.is_of_iptables();
+        if !ours && plans.iter().any(|plan| chain.sees(plan.family)) {
+            log.say(format_args!(
+                "WARNING: the nat chain {chain} has rules, and may take connections past the \
+                 proxy before this program's rules see them; look at it ({}), and give it a \
+                 priority above -100 if it does",
+                chain.command()
+            ));
+        }
+    }
 }
 
 /// Dials through the rules of each family, and requires the connection to come to the outbound

@@ -47,6 +47,17 @@ fn the_exit_codes_are_those_of_the_program() {
 }
 
 #[test]
+fn the_backends_are_those_of_the_program() {
+    let document = document();
+    let begin = document.find("## Backends").expect("the section is there");
+    let rows = rows(&document[begin..], "| `");
+    let named: Vec<&str> = rows.iter().filter_map(|row| row.split('`').nth(1)).collect();
+    let flag = FLAGS.iter().find(|flag| flag.name == "backend").expect("the flag is there");
+    let words = flag.value.and_then(|value| value.strip_prefix("auto|")).expect("it has words");
+    assert_eq!(named, words.split('|').collect::<Vec<_>>());
+}
+
+#[test]
 fn the_rules_shown_are_the_canonical_ones() {
     let document = document();
     for rules in [include_str!("../canonical/v4.rules"), include_str!("../canonical/v6.rules")] {

@@ -172,6 +172,6 @@ pub mod port {
 pub mod init {
     /// Removes every rule and address that it has added.
     pub const CLEANUP: &str = "--cleanup";
-    /// Chooses the kernel interface; `nft` or `legacy` follows.
+    /// Chooses how the kernel is spoken to; `netlink`, `nft` or `legacy` follows.
     pub const BACKEND: &str = "--backend";
 }

@@ -6,8 +6,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use tempfile::TempDir;
 
-use crate::has_ours;
 use crate::namespace::{BINARY, Namespace, program};
+use crate::{BACKENDS, WITH_PROGRAMS, has_ours};
 
 #[test]
 fn two_is_a_bad_value_and_all_are_named() {
@@ -36,7 +36,9 @@ fn three_is_a_missing_capability() {
     without("net_admin", "").exits(3).says("NET_ADMIN is missing");
     without("net_admin", "--cleanup").exits(3);
     without("net_raw", "--backend=legacy").exits(3).says("NET_RAW is missing");
-    without("net_raw", "--backend=nft").exits(0);
+    for backend in ["netlink", "nft", "auto"] {
+        without("net_raw", &format!("--backend={backend}")).exits(0);
+    }
     pod.shell(&format!("exec setpriv --reuid=1337 --clear-groups {BINARY}")).exits(3);
 }
 
@@ -46,8 +48,12 @@ fn four_is_no_program() {
     // The usual places are searched besides PATH: they have to be empty, too.
     let hidden =
         format!("mount -t tmpfs tmpfs /usr/sbin && [ /sbin -ef /usr/sbin ] && PATH= exec {BINARY}");
-    pod.shell(&hidden).exits(4).says("install the package iptables");
-    pod.shell(&format!("{hidden} --cleanup")).exits(4);
+    for backend in WITH_PROGRAMS {
+        pod.shell(&format!("{hidden} --backend={backend}"))
+            .exits(4)
+            .says("install the package iptables");
+    }
+    assert!(!has_ours(&pod.tables("nft")));
 }
 
 #[test]
@@ -65,7 +71,7 @@ fn five_is_a_held_lock() {
 
 #[test]
 fn seven_is_a_rule_in_the_other_backend_that_takes_the_traffic() {
-    for (other, backend) in [("nft", "legacy"), ("legacy", "nft")] {
+    for (other, backend) in [("nft", "legacy"), ("legacy", "nft"), ("legacy", "netlink")] {
         let pod = Namespace::with_uplink();
         let arguments = ["--backend", backend];
         pod.init(&arguments).exits(0);
@@ -88,7 +94,7 @@ fn seven_is_a_rule_in_the_other_backend_that_takes_the_traffic() {
 #[test]
 fn three_is_a_denial_by_the_kernel() {
     let pod = Namespace::new();
-    for backend in ["nft", "legacy"] {
+    for backend in BACKENDS {
         pod.shell(&format!("exec unshare --user --map-root-user {BINARY} --backend={backend}"))
             .exits(3)
             .says("user namespace that owns the pod's network");
@@ -125,12 +131,15 @@ fn three_is_a_denial_of_the_transaction_alone() {
 #[test]
 fn six_is_an_id_that_the_user_namespace_does_not_map() {
     let pod = Namespace::new();
-    pod.shell(&format!(
-        "exec unshare --user --map-root-user --net sh -c 'ip link set lo up && exec {BINARY}'"
-    ))
-    .exits(6)
-    .says("Invalid argument")
-    .says("the proxy's ids are mapped");
+    for backend in ["netlink", "nft"] {
+        pod.shell(&format!(
+            "exec unshare --user --map-root-user --net \
+             sh -c 'ip link set lo up && exec {BINARY} --backend={backend}'"
+        ))
+        .exits(6)
+        .says("Invalid argument")
+        .says("the proxy's ids are mapped");
+    }
 }
 
 /// A router's answer is no missing route: the connection has left the pod.

@@ -1,4 +1,4 @@
-//! The real program, the real kernel, in namespaces of their own; both backends, both families.
+//! The real program, the real kernel, in namespaces of their own; every backend, both families.
 //! Needs root.
 
 #![allow(
@@ -14,12 +14,16 @@ mod codes;
 mod foreign;
 mod live;
 mod namespace;
+mod netlink;
+mod packets;
 mod rollback;
 mod stale;
 
 use namespace::Namespace;
 
-const BACKENDS: [&str; 2] = ["nft", "legacy"];
+const BACKENDS: [&str; 3] = ["netlink", "nft", "legacy"];
+/// Those that run the programs of iptables.
+const WITH_PROGRAMS: [&str; 2] = ["nft", "legacy"];
 const BUILT_IN: [&str; 4] = [":PREROUTING ", ":INPUT ", ":OUTPUT ", ":POSTROUTING "];
 
 /// The canonical tables, with the kernel's own chains left out.
@@ -32,6 +36,11 @@ fn without_built_in(tables: [Vec<String>; 2]) -> [Vec<String>; 2] {
     tables.map(|table| {
         table.into_iter().filter(|line| !BUILT_IN.iter().any(|it| line.starts_with(it))).collect()
     })
+}
+
+/// The word in the names of the programs that show and change what a backend writes.
+fn tables_of(backend: &str) -> &str {
+    if backend == "netlink" { "nft" } else { backend }
 }
 
 fn has_ours(tables: &[Vec<String>; 2]) -> bool {
@@ -63,7 +72,7 @@ fn a_second_run_changes_nothing() {
 }
 
 #[test]
-fn every_flag_is_taken_by_both_backends() {
+fn every_flag_is_taken_by_every_backend() {
     let flags = [
         "--inbound-ports=1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,100-200",
         "--inbound-exclude-ports=22",
@@ -113,9 +122,10 @@ fn the_proof_says_why_it_does_not_dial() {
 fn cleanup_removes_all_and_nothing_else() {
     for backend in BACKENDS {
         let pod = Namespace::new();
+        let tables = tables_of(backend);
         let foreign = format!(
-            "iptables-{backend} -t nat -A OUTPUT -p udp --dport 9 -j RETURN \
-             && ip6tables-{backend} -t nat -A PREROUTING -p udp --dport 9 -j RETURN"
+            "iptables-{tables} -t nat -A OUTPUT -p udp --dport 9 -j RETURN \
+             && ip6tables-{tables} -t nat -A PREROUTING -p udp --dport 9 -j RETURN"
         );
         pod.shell(&foreign).exits(0);
         let before = pod.tables(backend);
@@ -131,18 +141,22 @@ fn cleanup_removes_all_and_nothing_else() {
 #[test]
 fn a_change_of_backend_leaves_no_stale_rules() {
     let pod = Namespace::new();
-    for (old, new) in [("nft", "legacy"), ("legacy", "nft")] {
-        pod.init(&["--backend", old]).exits(0);
-        pod.init(&["--backend", new]).exits(0);
-        assert!(!has_ours(&pod.tables(old)), "{old}");
-        assert_eq!(without_built_in(pod.tables(new)), canonical(), "{new}");
+    for old in BACKENDS {
+        for new in BACKENDS {
+            pod.init(&["--backend", old]).exits(0);
+            pod.init(&["--backend", new]).exits(0);
+            if tables_of(old) != tables_of(new) {
+                assert!(!has_ours(&pod.tables(old)), "{old}, {new}");
+            }
+            assert_eq!(without_built_in(pod.tables(new)), canonical(), "{old}, {new}");
+        }
     }
 }
 
 #[test]
-fn auto_is_nft_and_legacy_only_where_that_is_in_use() {
+fn auto_is_netlink_and_legacy_only_where_that_is_in_use() {
     let pod = Namespace::new();
-    pod.init(&[]).exits(0).says("(nft)");
+    pod.init(&[]).exits(0).says("(netlink)");
     assert!(!pod.has_legacy_table(), "looking made a legacy table");
 
     let plugin = Namespace::new();
@@ -151,7 +165,7 @@ fn auto_is_nft_and_legacy_only_where_that_is_in_use() {
     // Emptied again, the table alone is no reason.
     plugin.init(&["--cleanup"]).exits(0);
     plugin.shell("iptables-legacy -t nat -F OUTPUT").exits(0);
-    plugin.init(&[]).exits(0).says("(nft)");
+    plugin.init(&[]).exits(0).says("(netlink)");
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
+use crate::tables_of;
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// What one command did.
@@ -82,17 +84,22 @@ impl Namespace {
     /// Two, joined: `(pod, peer)` at 10.98.0.1 and .2, fd98::1 and ::2.
     pub(crate) fn joined() -> (Self, Self) {
         let (pod, peer) = (Self::new(), Self::new());
-        let join = format!("ip link add up0 type veth peer name up0 netns {}", peer.0);
-        pod.shell(&join).exits(0);
-        for (namespace, host) in [(&pod, 1), (&peer, 2)] {
+        pod.join(&peer, "up0", ["10.98.0", "fd98:"]);
+        (pod, peer)
+    }
+
+    /// Another link between two: hosts 1 and 2 of these networks.
+    pub(crate) fn join(&self, peer: &Self, link: &str, [v4, v6]: [&str; 2]) {
+        self.shell(&format!("ip link add {link} type veth peer name {link} netns {}", peer.0))
+            .exits(0);
+        for (namespace, host) in [(self, 1), (peer, 2)] {
             namespace
                 .shell(&format!(
-                    "ip addr add 10.98.0.{host}/24 dev up0 \
-                     && ip -6 addr add fd98::{host}/64 dev up0 nodad && ip link set up0 up"
+                    "ip addr add {v4}.{host}/24 dev {link} \
+                     && ip -6 addr add {v6}:{host}/64 dev {link} nodad && ip link set {link} up"
                 ))
                 .exits(0);
         }
-        (pod, peer)
     }
 
     /// Runs a shell script in it, with a mount namespace of its own.
@@ -136,7 +143,8 @@ impl Namespace {
 
     /// Both families' nat tables in one backend.
     pub(crate) fn tables(&self, backend: &str) -> [Vec<String>; 2] {
-        ["iptables", "ip6tables"].map(|stem| self.saved(&format!("{stem}-{backend}-save")))
+        let tables = tables_of(backend);
+        ["iptables", "ip6tables"].map(|stem| self.saved(&format!("{stem}-{tables}-save")))
     }
 
     /// True when the legacy nat table exists; asking does not make it.
@@ -168,7 +176,7 @@ impl Namespace {
     }
 
     /// A socket belongs to the namespace of the thread that makes it, and keeps it.
-    fn inside<T: Send + 'static>(&self, make: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn inside<T: Send + 'static>(&self, make: impl FnOnce() -> T + Send + 'static) -> T {
         let namespace = self.file();
         let thread = std::thread::spawn(move || {
             setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();

@@ -1,11 +1,11 @@
 //! Both families or neither, and IPv6 never past the proxy in silence.
 
 use crate::namespace::{Namespace, failing};
-use crate::{BACKENDS, canonical, has_ours, without_built_in};
+use crate::{BACKENDS, WITH_PROGRAMS, canonical, has_ours, without_built_in};
 
 #[test]
 fn a_failing_second_family_leaves_nothing_of_the_first() {
-    for backend in BACKENDS {
+    for backend in WITH_PROGRAMS {
         let pod = Namespace::with_uplink();
         let broken = failing(&format!("ip6tables-{backend}-restore"));
         pod.init_with(broken.path(), &["--backend", backend]).exits(6).says("made to fail");
@@ -16,7 +16,7 @@ fn a_failing_second_family_leaves_nothing_of_the_first() {
 
 #[test]
 fn a_failing_second_family_puts_the_first_back_to_what_it_was() {
-    for backend in BACKENDS {
+    for backend in WITH_PROGRAMS {
         let pod = Namespace::with_uplink();
         pod.init(&["--backend", backend, "--outbound-ports=80"]).exits(0);
         // Someone else's rules, before ours and after.
@@ -34,6 +34,8 @@ fn a_failing_second_family_puts_the_first_back_to_what_it_was() {
     }
 }
 
+/// A program can be made to fail.
+const NFT: [&str; 1] = ["--backend=nft"];
 const IPV6_OFF: &str = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1";
 
 #[test]
@@ -60,23 +62,23 @@ fn an_address_without_rules_is_a_failure_and_nothing_is_installed() {
 
     let pod = Namespace::with_uplink();
     let broken = failing("ip6tables-nft-save");
-    pod.init_with(broken.path(), &[]).exits(6).says("fd99::2 on up0 is reachable");
+    pod.init_with(broken.path(), &NFT).exits(6).says("fd99::2 on up0 is reachable");
     assert!(!has_ours(&pod.tables("nft")));
 
     // Nothing can be reached yet, but an interface may come with an address.
     let closed = Namespace::new();
     closed
-        .init_with(broken.path(), &[])
+        .init_with(broken.path(), &NFT)
         .exits(6)
         .says("made to fail")
         .says("net.ipv6.conf.default.disable_ipv6=0");
     assert!(!has_ours(&closed.tables("nft")));
     // Where none can come, there is nothing to bypass.
     closed.shell(IPV6_OFF).exits(0);
-    closed.init_with(broken.path(), &[]).exits(0).says("IPv6: off in this namespace");
+    closed.init_with(broken.path(), &NFT).exits(0).says("IPv6: off in this namespace");
     closed.shell("sysctl -qw net.ipv6.conf.lo.disable_ipv6=0").exits(0);
-    closed.init_with(broken.path(), &[]).exits(0).says("IPv6: off in this namespace");
-    closed.init_with(broken.path(), &["--ipv6=on"]).exits(6).says("made to fail");
+    closed.init_with(broken.path(), &NFT).exits(0).says("IPv6: off in this namespace");
+    closed.init_with(broken.path(), &["--backend=nft", "--ipv6=on"]).exits(6).says("made to fail");
 }
 
 #[test]
@@ -86,7 +88,7 @@ fn an_interface_that_may_get_an_address_is_no_skip() {
     let pod = Namespace::new();
     pod.shell(link).exits(0);
     let broken = failing("ip6tables-nft-save");
-    pod.init_with(broken.path(), &[]).exits(6).says("IPv6 is on for up").says("made to fail");
+    pod.init_with(broken.path(), &NFT).exits(6).says("IPv6 is on for up").says("made to fail");
     pod.shell("sysctl -qw net.ipv6.conf.lo.disable_ipv6=1").exits(0);
     pod.init(&[]).exits(6).says("IPv6 is on for up").says("it is off for lo");
     assert!(!has_ours(&pod.tables("nft")));
@@ -104,7 +106,7 @@ fn an_address_on_lo_that_peers_may_reach_is_no_skip() {
     ))
     .exits(0);
     let broken = failing("ip6tables-nft-save");
-    pod.init_with(broken.path(), &[]).exits(6).says("fd97::1 on lo is reachable");
+    pod.init_with(broken.path(), &NFT).exits(6).says("fd97::1 on lo is reachable");
     pod.init(&[]).exits(0);
     assert_eq!(without_built_in(pod.tables("nft")), canonical());
 }

@@ -1,9 +1,7 @@
 //! What an earlier run left, and what cannot be looked at.
 
-use tempfile::TempDir;
-
-use crate::namespace::{BINARY, Namespace, failing, program};
-use crate::{BACKENDS, canonical, has_ours, without_built_in};
+use crate::namespace::{BINARY, Namespace, failing};
+use crate::{BACKENDS, canonical, has_ours, tables_of, without_built_in};
 
 const WITHOUT_RAW: &str = "exec setpriv --bounding-set=-net_raw --inh-caps=-net_raw";
 
@@ -15,66 +13,66 @@ fn a_cleanup_that_cannot_look_says_so() {
     assert_eq!(without_built_in(pod.tables("legacy")), canonical());
     assert!(pod.has_source(), "the rules that are still there want it");
 
-    let pod = Namespace::new();
-    pod.init(&[]).exits(0);
-    let broken = failing("iptables-nft-save");
+    let broken = failing("iptables-legacy-save");
     let done = pod.init_with(broken.path(), &["--cleanup"]).exits(4).says("made to fail");
     assert!(!done.stderr.contains("nothing of this program"), "{}", done.stderr);
     // What it can look at, it has cleaned.
-    let [v4, v6] = without_built_in(pod.tables("nft"));
+    let [v4, v6] = without_built_in(pod.tables("legacy"));
     assert_eq!(v4, canonical()[0]);
     assert!(v6.iter().all(|line| !line.contains("PILLION")), "{v6:?}");
     pod.init(&["--cleanup"]).exits(0);
+    assert!(!has_ours(&pod.tables("legacy")) && !pod.has_source());
+}
+
+/// No iptables program is anywhere.
+const BARE: &str = "mount -t tmpfs tmpfs /usr/sbin && [ /sbin -ef /usr/sbin ] && PATH= exec";
+
+#[test]
+fn a_cleanup_without_programs_cleans_nft_and_says_what_it_cannot() {
+    let pod = Namespace::new();
+    pod.init(&["--backend=nft"]).exits(0);
+    pod.shell(&format!("{BARE} {BINARY} --cleanup")).exits(0).says("IPv4: rules removed (nft)");
     assert!(!has_ours(&pod.tables("nft")) && !pod.has_source());
-}
+    pod.shell(&format!("{BARE} {BINARY} --cleanup")).exits(0).says("nothing of this program");
 
-#[test]
-fn a_cleanup_knows_a_kernel_without_nf_tables() {
-    let pod = Namespace::new();
     pod.init(&["--backend=legacy"]).exits(0);
-    let programs = TempDir::new().unwrap();
-    for name in ["iptables-nft-save", "ip6tables-nft-save"] {
-        let words = "Could not fetch rule set generation id: Invalid argument";
-        program(programs.path(), name, &format!("echo '{words}' >&2; exit 1"));
-    }
-    pod.init_with(programs.path(), &["--cleanup"]).exits(0).says("IPv6: rules removed (legacy)");
-    assert!(!has_ours(&pod.tables("legacy")));
-}
-
-#[test]
-fn a_cleanup_with_legacy_alone_claims_nothing_about_nft() {
-    let pod = Namespace::new();
-    let script = format!(
-        "mount -t tmpfs tmpfs /mnt && cp -a /usr/sbin/*-legacy* /mnt/ \
-         && mount --bind /mnt /usr/sbin && PATH= exec {BINARY} --cleanup"
-    );
-    pod.shell(&script)
-        .exits(0)
-        .says("WARNING: IPv4 rules in nft not looked for")
-        .says("nothing of this program is here in legacy");
+    let done = pod
+        .shell(&format!("{BARE} {BINARY} --cleanup"))
+        .exits(4)
+        .says("iptables-legacy-save is neither in PATH");
+    assert!(!done.stderr.contains("nothing of this program"), "{}", done.stderr);
+    assert_eq!(without_built_in(pod.tables("legacy")), canonical());
 }
 
 #[test]
 fn a_run_that_cannot_look_for_stale_rules_warns() {
     let pod = Namespace::new();
     pod.init(&["--backend=legacy"]).exits(0);
-    pod.shell(&format!("{WITHOUT_RAW} {BINARY} --backend=nft"))
+    let warning =
+        "WARNING: IPv4 rules of an earlier run in legacy, if there are any, stay in force";
+    for backend in ["netlink", "nft", "auto"] {
+        pod.shell(&format!("{WITHOUT_RAW} {BINARY} --backend={backend}"))
+            .exits(0)
+            .says(warning)
+            .says("NET_RAW is missing");
+    }
+    pod.shell(&format!("{BARE} {BINARY}"))
         .exits(0)
-        .says("WARNING: IPv4 rules of an earlier run in legacy, if there are any, stay in force")
-        .says("NET_RAW is missing");
-    let broken = failing("iptables-nft-save");
-    pod.init_with(broken.path(), &["--backend=legacy"]).exits(0).says("WARNING: IPv4 rules");
+        .says(warning)
+        .says("iptables-legacy-save is neither in PATH");
 }
 
 #[test]
 fn stale_rules_that_stay_are_no_rollback() {
-    let pod = Namespace::new();
-    pod.init(&["--backend=legacy"]).exits(0);
-    let broken = failing("iptables-legacy-restore");
-    pod.init_with(broken.path(), &["--backend=nft"])
-        .exits(6)
-        .says("the new rules are in force, but IPv4 rules of an earlier run in legacy");
-    assert_eq!(without_built_in(pod.tables("nft")), canonical());
+    for backend in ["netlink", "nft"] {
+        let pod = Namespace::new();
+        pod.init(&["--backend=legacy"]).exits(0);
+        let broken = failing("iptables-legacy-restore");
+        pod.init_with(broken.path(), &["--backend", backend])
+            .exits(6)
+            .says("the new rules are in force, but IPv4 rules of an earlier run in legacy");
+        assert_eq!(without_built_in(pod.tables("nft")), canonical());
+    }
 }
 
 #[test]
@@ -96,7 +94,7 @@ fn chains_of_another_version_go() {
     for backend in BACKENDS {
         let pod = Namespace::new();
         let old = |program: &str| {
-            let table = format!("{program}-{backend} -t nat");
+            let table = format!("{program}-{} -t nat", tables_of(backend));
             format!(
                 "{table} -N PILLION_OLD && {table} -N PILLION_OLDER \
                  && {table} -A PILLION_OLD -j PILLION_OLDER \
