@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit e2e churn reloads bench bench-full bench-syscalls bench-startup \
+.PHONY: help setup build demo test lint unit kubernetes e2e churn reloads bench bench-full bench-syscalls bench-startup \
 	bench-build bench-micro doc deny fuzz fuzz-brief mutants image image-twice test-image clean
 
 help: ## what there is
@@ -20,7 +20,7 @@ build: setup ## build the three binaries
 demo: build ## the guided tour; needs root for network namespaces
 	@scripts/as-root target/debug/pillion-demo
 
-test: setup lint unit fuzz-brief e2e ## every check and every test
+test: setup lint unit kubernetes fuzz-brief e2e ## every check and every test
 
 lint: ## formatting, clippy, rustdoc, dependency bans and licences
 	cargo fmt --all --check
@@ -31,6 +31,9 @@ lint: ## formatting, clippy, rustdoc, dependency bans and licences
 unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
 	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-proxy -p pillion-init --tests
+
+kubernetes: ## the examples for Kubernetes and Prometheus, by the schemas and tools that will read them
+	scripts/kubernetes-examples
 
 e2e: build ## pods in namespaces, real applications, with IPv6 and without, both TLS engines; needs root
 	PILLION_TEST_TLS_ENGINE=records scripts/e2e

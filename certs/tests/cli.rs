@@ -140,3 +140,21 @@ fn a_wrong_command_line_ends_with_2_and_help_with_0() {
     assert!(help.contains("Exit codes:") && help.contains("inspect"), "{help}");
     assert!(ends(&certs(dir, "--version"), 0).contains(env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn the_commands_of_the_kubernetes_walk_through_work() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/kubernetes/README.md");
+    let page = fs::read_to_string(page).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let commands: Vec<_> =
+        page.lines().filter_map(|line| line.strip_prefix("pillion-certs ")).collect();
+    assert!(commands.len() > 5, "only {} commands", commands.len());
+    for command in commands {
+        ends(&certs(dir.path(), command), 0);
+    }
+    // What `create secret --from-file` puts into the cluster: the names that the sidecar looks for, and no other.
+    let files = fs::read_dir(dir.path().join("orders")).unwrap();
+    let mut names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["ca.crt", "tls.crt", "tls.key"]);
+}

@@ -178,10 +178,12 @@ fn workspace() -> Value {
     value
 }
 
-/// README.md and every page of docs, relative to the root.
+/// README.md and every page of docs and examples, relative to the root.
 fn pages() -> Vec<String> {
     let mut found = Vec::new();
-    files(&root().join("docs"), "md", &mut found);
+    for folder in ["docs", "examples"] {
+        files(&root().join(folder), "md", &mut found);
+    }
     let docs =
         found.iter().map(|path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
     iter::once("README.md".to_owned()).chain(docs).collect()

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use pillion_certs::load::LoadError;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -211,6 +212,10 @@ impl Metrics {
             rules: Mutex::new(BTreeSet::new()),
             registry: registry.clone(),
         };
+        // There from the start, at nought: a rise from nothing to one is none to Prometheus's increase().
+        for result in ["ok"].iter().chain(LoadError::ALL_LABELS) {
+            metrics.certificate_reloads.with_label_values(&[result]);
+        }
         gauges(r, &BUILD)?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
@@ -394,6 +399,18 @@ mod tests {
         assert_eq!(exposed, METRICS.iter().map(|m| m.name).collect());
         assert!(text.contains("pillion_log_lines_dropped_total 3"));
         assert!(text.contains("process_resident_memory_bytes"));
+    }
+
+    #[test]
+    fn loads_of_certificates_are_counted_from_nought() {
+        let m = Metrics::new().unwrap();
+        m.certificate_reload("bad_pem");
+        let text = String::from_utf8(m.render(0).unwrap()).unwrap();
+        for (result, count) in [("ok", 0), ("bad_pem", 1), ("key_mismatch", 0)] {
+            let line =
+                format!("pillion_certificate_reloads_total{{result=\"{result}\"}} {count}\n");
+            assert!(text.contains(&line), "{line}");
+        }
     }
 
     #[test]
