@@ -22,7 +22,7 @@ use manifests::{documents, items, manifests, text};
 use pillion_certs::spiffe::{SpiffeId, TrustDomain};
 use pillion_policy::{Compiled, InboundConn};
 use pillion_proxy::admin::ENDPOINTS;
-use pillion_proxy::config::{Config, VARIABLES};
+use pillion_proxy::config::Config;
 use pods::{EXAMPLES, OURS, PROXY_ID, Pod, pods, port};
 use serde_json::{Value, json};
 use tables::{read, root};
@@ -117,12 +117,7 @@ fn the_sidecar_takes_its_variables_without_a_warning() {
         for variable in items(&pod.proxy()["env"]) {
             assert!(variable["value"].is_string(), "{}: {variable} is no string", pod.place);
         }
-        let mut environment = pod.environment();
-        // A proxy that runs no probes of the app's has no such variable, and would warn of it.
-        if VARIABLES.iter().all(|variable| variable.name != APP_PROBES) {
-            environment.remove(APP_PROBES);
-        }
-        let (_, warnings) = Config::from_env(&environment)
+        let (_, warnings) = Config::from_env(&pod.environment())
             .unwrap_or_else(|errors| panic!("{}: {errors}", pod.place));
         assert_eq!(warnings, [""; 0], "{}", pod.place);
     }
