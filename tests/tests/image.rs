@@ -324,7 +324,7 @@ fn the_images_hold_what_they_say() {
 /// The example for a person without a cluster, as it is.
 #[test]
 fn the_compose_example_does_what_it_says() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/compose/compose.yaml");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/compose.yaml");
     let compose = |words: &[&str]| {
         let mut command = std::process::Command::new("docker-compose");
         command.arg("--project-name").arg("pillion-test").arg("--file").arg(&file);
