@@ -13,7 +13,7 @@ help: ## what there is
 setup: ## install what the demo and the tests need (Debian packages)
 	@scripts/setup
 
-build: setup ## build the three binaries
+build: setup ## build the four binaries
 	cargo build --locked --workspace --bins
 
 demo: build ## the guided tour; needs root for network namespaces
@@ -29,7 +29,7 @@ lint: ## formatting, clippy, rustdoc, dependency bans and licences
 
 unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
-	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-proxy -p pillion-init --tests
+	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-proxy -p pillion-inject -p pillion-init --tests
 
 e2e: build ## pods in namespaces, real applications, with IPv6 and without, both TLS engines; needs root
 	PILLION_TEST_TLS_ENGINE=records scripts/e2e
