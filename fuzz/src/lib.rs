@@ -9,6 +9,7 @@ mod buffers;
 pub mod certs;
 #[path = "../../proxy/src/detect.rs"]
 pub mod detect;
+pub mod inject;
 pub mod policy;
 pub mod sockaddr;
 pub mod spiffe;

@@ -373,11 +373,7 @@ impl Builder<'_> {
 
     /// After the closing quote: the event's span goes on to the next token.
     fn quoted_end(&self, start: usize, quote: char) -> Option<usize> {
-        let mut rest = self.text.get(start..)?;
-        while rest.starts_with(['&', '!']) {
-            let token = rest.find([' ', '\t', '\r', '\n'])?;
-            rest = rest.get(token..)?.trim_start_matches([' ', '\t', '\r', '\n']);
-        }
+        let rest = without_properties(self.text.get(start..)?);
         let mut rest = rest.strip_prefix(quote)?;
         loop {
             let mut chars = rest.get(rest.find([quote, '\\'])?..)?.chars();
@@ -415,13 +411,14 @@ impl Builder<'_> {
             );
             return Err(Finding::new(Kind::TooDeep, start, message));
         }
-        // The event's own bytes are tag and anchor, and the bracket if there is one.
-        let own = self.text.get(start..end).unwrap_or_default().trim_end();
+        // The event's own bytes are tag and anchor, the bracket if there is one, and what is
+        // between that and the next token.
+        let own = without_properties(self.text.get(start..end).unwrap_or_default());
         let in_flow = self.open.last().is_some_and(|open| open.style != Style::Block);
-        let style = match own.chars().last() {
-            Some('{' | '[') => Style::Flow,
-            _ if in_flow => Style::Pair,
-            _ => Style::Block,
+        let style = match in_flow {
+            _ if own.starts_with(['{', '[']) => Style::Flow,
+            true => Style::Pair,
+            false => Style::Block,
         };
         self.open.push(Open { start, style, anchor, is_map, children: Vec::new() });
         Ok(())
@@ -451,6 +448,17 @@ impl Builder<'_> {
             None => self.documents.push(id),
         }
     }
+}
+
+/// What comes after a node's tag and anchor.
+fn without_properties(text: &str) -> &str {
+    let space = [' ', '\t', '\r', '\n'];
+    let mut rest = text;
+    while rest.starts_with(['&', '!']) {
+        let token = rest.find(space).unwrap_or(rest.len());
+        rest = rest.get(token..).unwrap_or_default().trim_start_matches(space);
+    }
+    rest
 }
 
 #[cfg(test)]
@@ -487,6 +495,14 @@ mod tests {
         };
         assert_eq!(style(&["ü", "0"]), Some(Style::Block));
         assert_eq!(style(&["ü", "1", "1"]), Some(Style::Flow));
+    }
+
+    #[test]
+    fn a_comment_behind_a_bracket_is_not_what_it_holds() {
+        let text = "a: &x { # ', {\n b: c # [\n } # }\nd: [ # q\n  1 ]\n";
+        let tree = Tree::parse(text).unwrap();
+        assert_eq!(at(text, &tree, &["a"]), "&x { # ', {\n b: c # [\n }");
+        assert_eq!(at(text, &tree, &["d"]), "[ # q\n  1 ]");
     }
 
     #[test]
