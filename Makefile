@@ -14,7 +14,7 @@ help: ## what there is
 setup: ## install what the demo and the tests need (Debian packages)
 	@scripts/setup
 
-build: setup ## build the three binaries
+build: setup ## build the four binaries
 	cargo build --locked --workspace --bins
 
 demo: build ## the guided tour; needs root for network namespaces
@@ -30,7 +30,7 @@ lint: ## formatting, clippy, rustdoc, dependency bans and licences
 
 unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
-	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-proxy -p pillion-init --tests
+	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-proxy -p pillion-inject -p pillion-init --tests
 
 kubernetes: ## the examples for Kubernetes and Prometheus, by the schemas and tools that will read them
 	scripts/kubernetes-examples

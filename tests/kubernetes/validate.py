@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIRST = (1, 29)
 # What a version doesn't have yet; before it, the schema has to refuse it.
 SINCE = {"podCertificate": (1, 34)}
-DEFAULT = ["examples/kubernetes", "examples/observability", "proxy/inject/tests/golden/*.out.*"]
+DEFAULT = ["examples/kubernetes", "examples/observability", "proxy/inject/tests/golden"]
 CUSTOM = json.loads((pathlib.Path(__file__).parent / "custom.json").read_text())
 
 # The package reads its files again for each document.
@@ -30,9 +30,10 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """YAML 1.1, as Kubernetes reads it, but a key that is there twice is an error, as for kubectl."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
         for key in keys:
-            if keys.count(key) > 1 and key != "<<":
+            if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 

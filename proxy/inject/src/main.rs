@@ -1,0 +1,19 @@
+//! `pillion-inject`: the sidecar in Kubernetes manifests.
+
+use std::io;
+use std::process::ExitCode;
+
+use pillion_inject::cli;
+
+fn main() -> ExitCode {
+    // `--help`, `--version` and what clap cannot parse end here, the last with code 2.
+    let matches = cli::command().get_matches();
+    let (mut input, mut out) = (io::stdin().lock(), io::stdout().lock());
+    ExitCode::from(cli::run(
+        &matches,
+        &cli::environment(),
+        &mut input,
+        &mut out,
+        &mut io::stderr().lock(),
+    ))
+}

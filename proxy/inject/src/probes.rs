@@ -1,0 +1,170 @@
+//! Probes and hooks that the kubelet asks of the app, and that the proxy will ask instead.
+//!
+//! The kubelet has no certificate, so a strict port would refuse it. It asks the proxy's health
+//! port, and the proxy asks the app.
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::diagnostic::{Finding, Kind, printable};
+use crate::manifest::{Container, int};
+use crate::sidecar::HEALTH_PORT;
+use crate::tree::{Entry, Place, Tree};
+
+/// What the kubelet can ask of a container; `exec` and `sleep` ask nobody over the network.
+const HANDLERS: [&str; 5] = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"];
+const PROBES: [&str; 3] = ["startupProbe", "livenessProbe", "readinessProbe"];
+const HOOKS: [&str; 2] = ["postStart", "preStop"];
+/// What the path begins with that the kubelet asks for instead.
+const PREFIX: &str = "/app-health/";
+
+/// A probe or hook that goes over the network.
+pub(crate) struct Probe {
+    /// What the kubelet will ask the proxy for.
+    pub(crate) path: String,
+    /// The handler: `httpGet`, `tcpSocket` or `grpc`.
+    pub(crate) handler: Entry,
+    /// What the proxy has to do then.
+    pub(crate) task: Json,
+}
+
+/// The handler that stands in the app's place.
+pub(crate) fn stand_in(path: &str) -> (&'static str, Json) {
+    ("httpGet", json!({"path": path, "port": HEALTH_PORT}))
+}
+
+/// The probes and hooks that have to be redirected.
+pub(crate) fn find(tree: &Tree, container: &Container, found: &mut Vec<Finding>) -> Vec<Probe> {
+    let mut probes = Vec::new();
+    for (kind, place) in places(tree, container.place) {
+        let Some(handler) = handler(tree, place, found) else { continue };
+        let name = tree.text(handler.key).unwrap_or_default();
+        // A hook has no other handler that the kubelet would carry out.
+        if HOOKS.contains(&kind) && name != "httpGet" {
+            continue;
+        }
+        match task(tree, container, place, &handler) {
+            Ok(Some(task)) => {
+                let path = format!("{PREFIX}{}/{kind}", container.name);
+                probes.push(Probe { path, handler, task });
+            }
+            Ok(None) => {
+                let message = "this asks another machine, so it is left alone; take `host` out if \
+                               it means this pod";
+                found.push(Finding::new(Kind::ProbeHost, tree.start(handler.key), message));
+            }
+            Err(finding) => found.push(finding),
+        }
+    }
+    probes
+}
+
+/// Handlers of ours, with the path that they ask for.
+pub(crate) fn stand_ins(tree: &Tree, container: &Container) -> Vec<(String, Entry)> {
+    let ours = |place: Place| {
+        let handler = tree.present(place, "httpGet")?;
+        let path = tree.text_of(handler.value, "path")?;
+        let port = tree.text_of(handler.value, "port").and_then(int)?;
+        (path.starts_with(PREFIX) && port == HEALTH_PORT).then(|| (path.to_owned(), handler))
+    };
+    let places = places(tree, container.place).into_iter();
+    places.filter_map(|(_, place)| ours(place)).collect()
+}
+
+/// Probes and hooks of a container.
+fn places(tree: &Tree, container: Place) -> Vec<(&'static str, Place)> {
+    let probes = PROBES.iter().filter_map(|kind| Some((*kind, tree.get(container, kind)?.value)));
+    let lifecycle = tree.get(container, "lifecycle").map(|entry| entry.value);
+    let hooks = HOOKS.iter().filter_map(|kind| Some((*kind, tree.get(lifecycle?, kind)?.value)));
+    probes.chain(hooks).collect()
+}
+
+fn handler(tree: &Tree, probe: Place, found: &mut Vec<Finding>) -> Option<Entry> {
+    let handlers: Vec<Entry> =
+        HANDLERS.iter().filter_map(|name| tree.present(probe, name)).collect();
+    if let [_, second, ..] = handlers.as_slice() {
+        let message = "a probe has one handler; leave one of them out";
+        found.push(Finding::new(Kind::Probe, tree.start(second.key), message));
+        return None;
+    }
+    let name = |entry: &Entry| tree.text(entry.key).unwrap_or_default();
+    handlers.into_iter().find(|entry| !["exec", "sleep"].contains(&name(entry)))
+}
+
+/// `None` for a handler with a host of its own.
+fn task(
+    tree: &Tree,
+    container: &Container,
+    probe: Place,
+    handler: &Entry,
+) -> Result<Option<Json>, Finding> {
+    let place = handler.value;
+    if tree.text_of(place, "host").is_some_and(|host| !host.is_empty()) {
+        return Ok(None);
+    }
+    let name = tree.text(handler.key).unwrap_or_default();
+    let port = port(tree, container, handler)?;
+    let body = match name {
+        "httpGet" => http(tree, place, port)?,
+        "grpc" => {
+            let service = tree.text_of(place, "service");
+            service.map_or(json!({"port": port}), |s| json!({"port": port, "service": s}))
+        }
+        _ => json!({"port": port}),
+    };
+    let mut task = Map::new();
+    task.insert(name.to_owned(), body);
+    if let Some(entry) = tree.present(probe, "timeoutSeconds") {
+        let seconds = tree.text(entry.value.node).and_then(int).filter(|seconds| *seconds > 0);
+        let Some(seconds) = seconds else {
+            let message = "timeoutSeconds is no number of seconds; write one from 1 on";
+            return Err(Finding::new(Kind::Probe, tree.start(entry.key), message));
+        };
+        task.insert("timeoutSeconds".to_owned(), seconds.into());
+    }
+    Ok(Some(task.into()))
+}
+
+fn http(tree: &Tree, place: Place, port: i64) -> Result<Json, Finding> {
+    let path = tree.text_of(place, "path").unwrap_or_default();
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let scheme = tree.text_of(place, "scheme").filter(|scheme| !scheme.is_empty());
+    let scheme = scheme.unwrap_or("HTTP");
+    let mut body = json!({"path": format!("{slash}{path}"), "port": port, "scheme": scheme});
+    if !["HTTP", "HTTPS"].contains(&scheme) {
+        let at = tree.get(place, "scheme").map_or(0, |entry| tree.start(entry.key));
+        let message = format!("the scheme `{}` is unknown; write HTTP or HTTPS", printable(scheme));
+        return Err(Finding::new(Kind::Probe, at, message));
+    }
+    let mut headers = Vec::new();
+    for header in tree.get(place, "httpHeaders").iter().flat_map(|list| tree.items(list.value)) {
+        let Some(name) = tree.text_of(header, "name") else {
+            let message = "a header without a name; give it one";
+            return Err(Finding::new(Kind::Probe, tree.start(header.node), message));
+        };
+        headers.push(json!({"name": name, "value": tree.text_of(header, "value").unwrap_or("")}));
+    }
+    if let Some(body) = body.as_object_mut().filter(|_| !headers.is_empty()) {
+        body.insert("httpHeaders".to_owned(), headers.into());
+    }
+    Ok(body)
+}
+
+/// A number, or the name of one of this container's ports, as the kubelet resolves it.
+fn port(tree: &Tree, container: &Container, handler: &Entry) -> Result<i64, Finding> {
+    let Some(entry) = tree.present(handler.value, "port") else {
+        let message = "this probe has no port; name one";
+        return Err(Finding::new(Kind::Probe, tree.start(handler.key), message));
+    };
+    let text = tree.text(entry.value.node).unwrap_or_default();
+    let ports = tree.get(container.place, "ports").map(|ports| tree.items(ports.value));
+    let named = ports.into_iter().flatten().find(|port| tree.text_of(*port, "name") == Some(text));
+    let number = named.and_then(|port| tree.text_of(port, "containerPort")).unwrap_or(text);
+    int(number).filter(|port| (1..=65535).contains(port)).ok_or_else(|| {
+        let message = format!(
+            "container `{}` has no port `{}`; name one of its `ports`, or write a number",
+            printable(&container.name),
+            printable(text)
+        );
+        Finding::new(Kind::Probe, tree.start(entry.key), message)
+    })
+}

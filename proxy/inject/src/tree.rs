@@ -1,0 +1,579 @@
+//! Manifests as a tree whose nodes know their bytes, so that edits can be made in the text itself.
+//!
+//! Made of the parser's events. Nothing is resolved, typed or copied on the way; aliases are
+//! followed when somebody asks, one at a time, so that they cannot grow without bound ("the
+//! billion laughs"). The nodes are in one vector: a deep tree needs no deep stack to be dropped.
+
+use std::collections::{HashMap, HashSet};
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+
+use crate::diagnostic::{Finding, Kind};
+
+/// The largest input, in bytes.
+pub const MAX_BYTES: usize = 16 << 20;
+/// Far deeper than the schemas in definitions of custom resources.
+const MAX_DEPTH: usize = 200;
+/// The most mappings that are looked into for one key.
+const MAX_MERGED: usize = 1000;
+
+/// A node of a [`Tree`].
+pub(crate) type Id = usize;
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) value: Value,
+    /// First byte, with tag and anchor; of a block scalar, its text's.
+    pub(crate) start: usize,
+    /// After the last byte that is neither white space nor comment.
+    pub(crate) end: usize,
+    /// An anchor that an alias refers to.
+    shared: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Value {
+    /// `plain` scalars, those without quotes, may be numbers, booleans or null.
+    Scalar {
+        text: String,
+        plain: bool,
+    },
+    Seq(Style, Vec<Id>),
+    Map(Style, Vec<(Id, Id)>),
+    Alias(Id),
+}
+
+/// How a list or mapping is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// By indentation.
+    Block,
+    /// In brackets, as all of JSON is.
+    Flow,
+    /// `[key: value]`, a mapping of one pair without brackets of its own.
+    Pair,
+}
+
+#[derive(Debug)]
+pub(crate) struct Tree {
+    nodes: Vec<Node>,
+    /// The root of each document.
+    pub(crate) documents: Vec<Id>,
+}
+
+/// A node as it was reached: what is `shared` cannot be changed for this place alone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) node: Id,
+    /// Where the alias, merge key or anchor is that shares it.
+    pub(crate) shared: Option<usize>,
+}
+
+/// A key of a mapping and its value.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) key: Id,
+    /// The mapping that it stands in; another one than was asked, for a merged key.
+    pub(crate) map: Id,
+    /// Which of the mapping's entries it is.
+    pub(crate) index: usize,
+    /// As [`Place::shared`], of the mapping.
+    pub(crate) shared: Option<usize>,
+    /// What stands behind the key; an alias itself, not what it stands for.
+    pub(crate) raw: Id,
+    pub(crate) value: Place,
+}
+
+struct Open {
+    start: usize,
+    style: Style,
+    anchor: usize,
+    is_map: bool,
+    children: Vec<Id>,
+}
+
+struct Builder<'t> {
+    text: &'t str,
+    /// Byte of each character, where they differ.
+    bytes: Option<Vec<usize>>,
+    nodes: Vec<Node>,
+    open: Vec<Open>,
+    documents: Vec<Id>,
+    anchors: HashMap<usize, Id>,
+}
+
+impl Tree {
+    /// Reads every document of `text`.
+    pub(crate) fn parse(text: &str) -> Result<Self, Finding> {
+        if text.len() > MAX_BYTES {
+            let message = format!(
+                "the input has {} bytes and {MAX_BYTES} is the most; give its files one by one",
+                text.len()
+            );
+            return Err(Finding::new(Kind::TooLarge, 0, message));
+        }
+        let bytes = (!text.is_ascii()).then(|| text.char_indices().map(|(byte, _)| byte).collect());
+        let mut builder = Builder {
+            text,
+            bytes,
+            nodes: Vec::new(),
+            open: Vec::new(),
+            documents: Vec::new(),
+            anchors: HashMap::new(),
+        };
+        for event in Parser::new_from_str(text) {
+            match event {
+                Ok((event, span)) => builder.take(event, span)?,
+                Err(error) => {
+                    let at = builder.byte(error.marker().index());
+                    let message = format!("this is not YAML: {}; mend it here", error.info());
+                    return Err(Finding::new(Kind::YamlSyntax, at, message));
+                }
+            }
+        }
+        Ok(Self { nodes: builder.nodes, documents: builder.documents })
+    }
+
+    pub(crate) fn node(&self, id: Id) -> Option<&Node> {
+        self.nodes.get(id)
+    }
+
+    /// A node that nothing shares.
+    pub(crate) fn place(&self, node: Id) -> Place {
+        self.step(Place { node, shared: None }, node)
+    }
+
+    /// From a place to a child of its node, and through an alias.
+    fn step(&self, from: Place, child: Id) -> Place {
+        let Some(node) = self.nodes.get(child) else { return from };
+        match node.value {
+            Value::Alias(target) => {
+                Place { node: target, shared: from.shared.or(Some(node.start)) }
+            }
+            _ if node.shared => Place { node: child, shared: from.shared.or(Some(node.start)) },
+            _ => Place { node: child, shared: from.shared },
+        }
+    }
+
+    pub(crate) fn value(&self, place: Place) -> Option<&Value> {
+        self.nodes.get(place.node).map(|node| &node.value)
+    }
+
+    pub(crate) fn start(&self, id: Id) -> usize {
+        self.nodes.get(id).map_or(0, |node| node.start)
+    }
+
+    /// The value of a key; of a merged one (`<<`, YAML 1.1's merge type) where it has none itself.
+    pub(crate) fn get(&self, map: Place, key: &str) -> Option<Entry> {
+        let mut stack = vec![map];
+        // Each mapping is looked into once, however often it is merged.
+        let mut seen = HashSet::new();
+        while let Some(map) = stack.pop().filter(|map| {
+            seen.len() < MAX_MERGED && {
+                seen.insert(map.node);
+                true
+            }
+        }) {
+            let own = self.entries(map).into_iter().find(|entry| self.text(entry.key) == Some(key));
+            if own.is_some() {
+                return own;
+            }
+            // The first of several merged mappings wins, so it has to be on top.
+            let merged = self.merged(map).into_iter().rev();
+            stack.extend(merged.filter(|source| !seen.contains(&source.node)));
+        }
+        None
+    }
+
+    /// Its entries and those that are merged into it, without those that another one hides.
+    pub(crate) fn effective(&self, map: Place) -> Vec<Entry> {
+        let mut stack = vec![map];
+        let mut seen = HashSet::new();
+        let mut keys = HashSet::new();
+        let mut found = Vec::new();
+        while let Some(map) = stack.pop() {
+            if seen.len() == MAX_MERGED || !seen.insert(map.node) {
+                continue;
+            }
+            let own = self.entries(map).into_iter();
+            found.extend(own.filter(|entry| {
+                !self.is_merge(entry.key)
+                    && self.text(entry.key).is_some_and(|key| keys.insert(key))
+            }));
+            stack.extend(self.merged(map).into_iter().rev());
+        }
+        found
+    }
+
+    fn merged(&self, map: Place) -> Vec<Place> {
+        let mut sources = Vec::new();
+        for entry in self.entries(map).into_iter().filter(|entry| self.is_merge(entry.key)) {
+            let shared = entry.value.shared.or(Some(self.start(entry.key)));
+            let source = Place { shared, ..entry.value };
+            match self.value(source) {
+                Some(Value::Seq(..)) => sources.extend(self.items(source)),
+                _ => sources.push(source),
+            }
+        }
+        sources
+    }
+
+    fn is_merge(&self, key: Id) -> bool {
+        let value = self.nodes.get(key).map(|node| &node.value);
+        matches!(value, Some(Value::Scalar { text, plain: true }) if text == "<<")
+    }
+
+    /// The items of a list; none for anything else.
+    pub(crate) fn items(&self, list: Place) -> Vec<Place> {
+        match self.value(list) {
+            Some(Value::Seq(_, items)) => items.iter().map(|&item| self.step(list, item)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The entries of a mapping itself, without merged ones; none for anything else.
+    pub(crate) fn entries(&self, map: Place) -> Vec<Entry> {
+        let Some(Value::Map(_, entries)) = self.value(map) else { return Vec::new() };
+        let entry = |(index, &(key, raw)): (usize, &(Id, Id))| Entry {
+            key,
+            map: map.node,
+            index,
+            shared: map.shared,
+            raw,
+            value: self.step(map, raw),
+        };
+        entries.iter().enumerate().map(entry).collect()
+    }
+
+    /// A scalar's text, whatever its type.
+    pub(crate) fn text(&self, id: Id) -> Option<&str> {
+        match &self.nodes.get(id)?.value {
+            Value::Scalar { text, .. } => Some(text),
+            Value::Alias(target) => match &self.nodes.get(*target)?.value {
+                Value::Scalar { text, .. } => Some(text),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The text of a key's scalar value; none for null.
+    pub(crate) fn text_of(&self, map: Place, key: &str) -> Option<&str> {
+        let entry = self.get(map, key)?;
+        if self.is_null(entry.value) { None } else { self.text(entry.value.node) }
+    }
+
+    /// A key's value, unless it is null: Kubernetes takes null for absent.
+    pub(crate) fn present(&self, map: Place, key: &str) -> Option<Entry> {
+        self.get(map, key).filter(|entry| !self.is_null(entry.value))
+    }
+
+    /// Nothing, `~` or `null`.
+    pub(crate) fn is_null(&self, place: Place) -> bool {
+        matches!(self.value(place), Some(Value::Scalar { text, plain: true })
+            if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    }
+
+    /// Null, or a list or mapping without anything in it.
+    pub(crate) fn is_empty(&self, place: Place) -> bool {
+        match self.value(place) {
+            Some(Value::Seq(_, items)) => items.is_empty(),
+            Some(Value::Map(_, entries)) => entries.is_empty(),
+            _ => self.is_null(place),
+        }
+    }
+
+    /// The second of two equal keys, anywhere below `root` or in it alone.
+    pub(crate) fn duplicate_keys(&self, root: Id, deep: bool) -> Vec<Finding> {
+        let mut found = Vec::new();
+        let mut stack = vec![root];
+        while let Some(id) = stack.pop() {
+            match self.nodes.get(id).map(|node| &node.value) {
+                Some(Value::Map(_, entries)) => {
+                    let mut seen = HashSet::new();
+                    for &(key, value) in entries {
+                        if let Some(text) = self.text(key).filter(|text| !seen.insert(*text)) {
+                            let message = format!(
+                                "the key `{}` stands here a second time; leave one of them out",
+                                crate::diagnostic::printable(text)
+                            );
+                            let at = self.start(key);
+                            found.push(Finding::new(Kind::DuplicateKey, at, message));
+                        }
+                        stack.extend(deep.then_some([key, value]).into_iter().flatten());
+                    }
+                }
+                Some(Value::Seq(_, items)) if deep => stack.extend(items),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// An anchor inside one of the ranges that is used outside of all of them.
+    pub(crate) fn anchor_used_outside(
+        &self,
+        ranges: &[std::ops::Range<usize>],
+    ) -> Option<(usize, usize)> {
+        let inside = |at: usize| ranges.iter().any(|range| range.contains(&at));
+        self.nodes.iter().find_map(|node| match node.value {
+            Value::Alias(target) if !inside(node.start) && inside(self.start(target)) => {
+                Some((self.start(target), node.start))
+            }
+            _ => None,
+        })
+    }
+}
+
+impl Builder<'_> {
+    fn byte(&self, index: usize) -> usize {
+        match &self.bytes {
+            None => index.min(self.text.len()),
+            Some(bytes) => bytes.get(index).copied().unwrap_or(self.text.len()),
+        }
+    }
+
+    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Finding> {
+        let (start, span_end) = (self.byte(span.start.index()), self.byte(span.end.index()));
+        match event {
+            Event::Scalar(text, style, anchor, _) => {
+                let quote = match style {
+                    ScalarStyle::SingleQuoted => Some('\''),
+                    ScalarStyle::DoubleQuoted => Some('"'),
+                    _ => None,
+                };
+                let end = quote.and_then(|quote| self.quoted_end(start, quote));
+                let end = end.unwrap_or_else(|| self.trimmed(span_end).max(start));
+                let value =
+                    Value::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain };
+                self.finish(value, start, end, anchor);
+            }
+            Event::Alias(anchor) => {
+                let Some(&target) = self.anchors.get(&anchor) else {
+                    let message = "an alias inside of what it stands for; write the value out";
+                    return Err(Finding::new(Kind::YamlSyntax, start, message));
+                };
+                if let Some(node) = self.nodes.get_mut(target) {
+                    node.shared = true;
+                }
+                self.finish(Value::Alias(target), start, self.trimmed(span_end), 0);
+            }
+            Event::SequenceStart(anchor, _) => self.begin(false, anchor, start, span_end)?,
+            Event::MappingStart(anchor, _) => self.begin(true, anchor, start, span_end)?,
+            // The span of a bracket goes on to the next token.
+            Event::SequenceEnd | Event::MappingEnd => self.close(start + 1),
+            Event::Nothing
+            | Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(_)
+            | Event::DocumentEnd => {}
+        }
+        Ok(())
+    }
+
+    /// After the closing quote: the event's span goes on to the next token.
+    fn quoted_end(&self, start: usize, quote: char) -> Option<usize> {
+        let rest = without_properties(self.text.get(start..)?);
+        let mut rest = rest.strip_prefix(quote)?;
+        loop {
+            let mut chars = rest.get(rest.find([quote, '\\'])?..)?.chars();
+            let backslash = chars.next()? == '\\';
+            let after = chars.as_str();
+            // `\"` escapes in double quotes, and `''` in single ones.
+            let escape =
+                if backslash { quote == '"' } else { quote == '\'' && after.starts_with('\'') };
+            if !escape && !backslash {
+                return Some(self.text.len() - after.len());
+            }
+            if escape {
+                chars.next();
+            }
+            rest = chars.as_str();
+        }
+    }
+
+    fn trimmed(&self, end: usize) -> usize {
+        let before = self.text.get(..end).unwrap_or_default();
+        before.trim_end_matches([' ', '\t', '\r', '\n']).len()
+    }
+
+    fn begin(
+        &mut self,
+        is_map: bool,
+        anchor: usize,
+        start: usize,
+        end: usize,
+    ) -> Result<(), Finding> {
+        if self.open.len() == MAX_DEPTH {
+            let message = format!(
+                "nested deeper than {MAX_DEPTH} levels, which no manifest is; \
+                 look for a bracket too many"
+            );
+            return Err(Finding::new(Kind::TooDeep, start, message));
+        }
+        // The event's own bytes are tag and anchor, the bracket if there is one, and what is
+        // between that and the next token.
+        let own = without_properties(self.text.get(start..end).unwrap_or_default());
+        let in_flow = self.open.last().is_some_and(|open| open.style != Style::Block);
+        let style = match in_flow {
+            _ if own.starts_with(['{', '[']) => Style::Flow,
+            true => Style::Pair,
+            false => Style::Block,
+        };
+        self.open.push(Open { start, style, anchor, is_map, children: Vec::new() });
+        Ok(())
+    }
+
+    fn close(&mut self, end: usize) {
+        let Some(Open { start, style, anchor, is_map, children }) = self.open.pop() else { return };
+        let last = children.last().and_then(|&id| self.nodes.get(id)).map(|node| node.end);
+        let end = if style == Style::Flow { end } else { last.unwrap_or(start) };
+        let value = if is_map {
+            let pairs = children.chunks_exact(2);
+            Value::Map(style, pairs.filter_map(|c| Some((*c.first()?, *c.last()?))).collect())
+        } else {
+            Value::Seq(style, children)
+        };
+        self.finish(value, start, end, anchor);
+    }
+
+    fn finish(&mut self, value: Value, start: usize, end: usize, anchor: usize) {
+        let id = self.nodes.len();
+        self.nodes.push(Node { value, start, end, shared: false });
+        if anchor != 0 {
+            self.anchors.insert(anchor, id);
+        }
+        match self.open.last_mut() {
+            Some(parent) => parent.children.push(id),
+            None => self.documents.push(id),
+        }
+    }
+}
+
+/// What comes after a node's tag and anchor.
+fn without_properties(text: &str) -> &str {
+    let space = [' ', '\t', '\r', '\n'];
+    let mut rest = text;
+    while rest.starts_with(['&', '!']) {
+        let token = rest.find(space).unwrap_or(rest.len());
+        rest = rest.get(token..).unwrap_or_default().trim_start_matches(space);
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at<'t>(text: &'t str, tree: &Tree, path: &[&str]) -> &'t str {
+        let mut place = tree.place(tree.documents[0]);
+        for key in path {
+            place = match key.parse::<usize>() {
+                Ok(index) => tree.items(place)[index],
+                Err(_) => tree.get(place, key).unwrap().value,
+            };
+        }
+        let node = tree.node(place.node).unwrap();
+        &text[node.start..node.end]
+    }
+
+    #[test]
+    fn nodes_know_their_bytes() {
+        let text = "\u{feff}a: 1 # c\nü:  # x\n  - p: |+\n      te: xt\n\n\n    q: 'r' \n  # z\n  - [s, {\"t\" : u} ] # v\n";
+        let tree = Tree::parse(text).unwrap();
+        assert_eq!(at(text, &tree, &["a"]), "1");
+        assert_eq!(at(text, &tree, &["ü", "0", "p"]), "te: xt");
+        assert_eq!(at(text, &tree, &["ü", "0"]), "p: |+\n      te: xt\n\n\n    q: 'r'");
+        assert_eq!(at(text, &tree, &["ü", "1"]), "[s, {\"t\" : u} ]");
+        assert_eq!(at(text, &tree, &["ü", "1", "1"]), "{\"t\" : u}");
+        let style = |path: &[&str]| {
+            let text = at(text, &tree, path);
+            tree.nodes.iter().find_map(|node| match &node.value {
+                Value::Map(style, _) if node.end - node.start == text.len() => Some(*style),
+                _ => None,
+            })
+        };
+        assert_eq!(style(&["ü", "0"]), Some(Style::Block));
+        assert_eq!(style(&["ü", "1", "1"]), Some(Style::Flow));
+    }
+
+    #[test]
+    fn a_comment_behind_a_bracket_is_not_what_it_holds() {
+        let text = "a: &x { # ', {\n b: c # [\n } # }\nd: [ # q\n  1 ]\n";
+        let tree = Tree::parse(text).unwrap();
+        assert_eq!(at(text, &tree, &["a"]), "&x { # ', {\n b: c # [\n }");
+        assert_eq!(at(text, &tree, &["d"]), "[ # q\n  1 ]");
+    }
+
+    #[test]
+    fn quoted_scalars_end_with_their_quote() {
+        let text = "a: &it's 'x''\\' # 'c'\nb: [\"\\\"\\\\\" # d\n  , !t 'é' ]\n";
+        let tree = Tree::parse(text).unwrap();
+        assert_eq!(at(text, &tree, &["a"]), "&it's 'x''\\'");
+        assert_eq!(at(text, &tree, &["b", "0"]), "\"\\\"\\\\\"");
+        assert_eq!(at(text, &tree, &["b", "1"]), "!t 'é'");
+    }
+
+    #[test]
+    fn what_an_alias_or_a_merge_brings_is_shared() {
+        let text =
+            "base: &b\n  x: 1\n  y: {z: 2}\nown:\n  <<: *b\n  x: 3\nsame: *b\nlone: &l {q: 1}\n";
+        let tree = Tree::parse(text).unwrap();
+        let root = tree.place(tree.documents[0]);
+        let own = tree.get(root, "own").unwrap().value;
+        assert!(own.shared.is_none());
+        let x = tree.get(own, "x").unwrap();
+        assert_eq!((tree.text(x.value.node), x.value.shared), (Some("3"), None));
+        let y = tree.get(own, "y").unwrap().value;
+        assert_eq!(y.shared, text.find("*b"));
+        assert_eq!(tree.text_of(y, "z"), Some("2"));
+        let same = tree.get(root, "same").unwrap().value;
+        assert_eq!(same.shared, Some(text.rfind("*b").unwrap()));
+        assert_eq!(tree.get(root, "base").unwrap().value.shared, Some(6));
+        assert_eq!(tree.get(root, "lone").unwrap().value.shared, None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_with_its_place() {
+        let refused = |text: &str| {
+            let finding = Tree::parse(text).unwrap_err();
+            (finding.kind, finding.at)
+        };
+        assert_eq!(refused("a: &x [*x]"), (Kind::YamlSyntax, 7));
+        assert_eq!(refused("ü: {\n").0, Kind::YamlSyntax);
+        assert_eq!(refused("a: *x").0, Kind::YamlSyntax);
+        let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
+        assert_eq!(refused(&nested(MAX_DEPTH + 1)), (Kind::TooDeep, MAX_DEPTH));
+        assert!(Tree::parse(&nested(MAX_DEPTH)).is_ok());
+        assert_eq!(refused(&" ".repeat(MAX_BYTES + 1)).0, Kind::TooLarge);
+    }
+
+    #[test]
+    fn merges_of_merges_end() {
+        let level = |n: usize| format!("k{n}: &a{n} {{<<: [*a{0}, *a{0}]}}\n", n - 1);
+        let levels: String = (1..100).map(level).collect();
+        let tree = Tree::parse(&format!("k0: &a0 {{x: 1}}\n{levels}")).unwrap();
+        let last = tree.get(tree.place(tree.documents[0]), "k99").unwrap().value;
+        assert!(tree.get(last, "y").is_none());
+        assert_eq!(tree.text_of(last, "x"), Some("1"));
+    }
+
+    #[test]
+    fn duplicate_keys_are_found_at_their_second_place() {
+        let tree = Tree::parse("a: 1\nb: {c: 1, \"c\": 2}\na: 3\n").unwrap();
+        let root = tree.documents[0];
+        let mut deep: Vec<usize> = tree.duplicate_keys(root, true).iter().map(|f| f.at).collect();
+        deep.sort_unstable();
+        assert_eq!(deep, [15, 23]);
+        assert_eq!(tree.duplicate_keys(root, false).len(), 1);
+    }
+
+    #[test]
+    fn an_anchor_that_is_used_outside_of_its_range_is_found() {
+        let text = "a: &x 1\nb: *x\n";
+        let tree = Tree::parse(text).unwrap();
+        assert_eq!(tree.anchor_used_outside(&[0..7, 0..0]), Some((3, 11)));
+        assert_eq!(tree.anchor_used_outside(&[0..7, 8..13]), None);
+        assert_eq!(tree.anchor_used_outside(&[8..13, 0..0]), None);
+    }
+}

@@ -1,0 +1,5 @@
+//! What the property test and its reference share.
+
+pub(crate) mod pods;
+pub(crate) mod reference;
+pub(crate) mod writer;
