@@ -3,16 +3,18 @@
 //! gives it. `make test-image` builds the images and runs this.
 
 use std::fs;
-use std::net::IpAddr;
+use std::io::Write;
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use pillion_testbed::labels::{CLIENT, SERVER, metric, port};
 use pillion_testbed::{
-    CONFINED, Container, Failure, MeshOptions, Metrics, Pod, Testbed, complete, http_get, policy,
-    run, wait_until,
+    CONFINED, Container, Failure, MeshOptions, Metrics, Pod, Testbed, accept, complete, http_get,
+    policy, run, wait_until,
 };
 
 /// The images: what is tested, and what is tested with.
@@ -31,9 +33,11 @@ struct Meshed {
 }
 
 /// Runs `pillion-init` to its end.
-fn init(pod: &Pod, image: &str, backend: &str, extra: &[&str]) -> Result<(), Failure> {
+fn init(pod: &Pod, image: &str, backend: &str) -> Result<(), Failure> {
+    // The legacy kernel interface wants one more.
+    let raw: &[&str] = if backend == "legacy" { &["--cap-add=NET_RAW"] } else { &[] };
     let backend = format!("--env=PILLION_INIT_BACKEND={backend}");
-    let options = [&CONFINED[..], &["--cap-add=NET_ADMIN", &backend], extra].concat();
+    let options = [&CONFINED[..], &["--cap-add=NET_ADMIN", &backend], raw].concat();
     let init = pod.container("init", image, &options, &[])?;
     let code = init.wait(LIMIT)?;
     if code == 0 {
@@ -77,22 +81,16 @@ fn mesh(
 ) -> Result<Meshed, Failure> {
     let (pod, keeper) = bed.container_pod(name, APPS)?;
     let folders = pod.lay_out(bed, options)?;
-    // The legacy kernel interface wants one more.
-    let raw: &[&str] = if backend == "legacy" { &["--cap-add=NET_RAW"] } else { &[] };
-    init(&pod, image, backend, raw)?;
+    init(&pod, image, backend)?;
     let proxy = sidecar(&pod, &folders, extra)?;
     wait_ready(&pod)?;
     Ok(Meshed { proxy, pod, _keeper: keeper })
 }
 
 /// A pod that serves what is in `root` by nginx, and one that calls it, each with its sidecar.
-fn pair(
-    bed: &Testbed,
-    root: &Path,
-    backend: (&str, &str),
-) -> Result<(Meshed, Container, Meshed, Container), Failure> {
+fn pair(bed: &Testbed, root: &Path) -> Result<(Meshed, Container, Meshed, Container), Failure> {
     let serve = MeshOptions::new(policy::serve(&[CLIENT]), SERVER);
-    let server = mesh(bed, "srv", &serve, backend, &["--restart=always"])?;
+    let server = mesh(bed, "srv", &serve, (INIT, "auto"), &["--restart=always"])?;
     let files = format!("--volume={}:/var/www/html:ro", root.display());
     let nginx = server.pod.container(
         "nginx",
@@ -101,7 +99,7 @@ fn pair(
         &["nginx", "-g", "daemon off; worker_shutdown_timeout 60s;"],
     )?;
     let call = MeshOptions::new(policy::call(&server.pod.addresses(), SERVER), CLIENT);
-    let client = mesh(bed, "cli", &call, backend, &[])?;
+    let client = mesh(bed, "cli", &call, (INIT, "auto"), &[])?;
     let shell = client.pod.container("app", APPS, &["--init"], &["sleep", "infinity"])?;
     server.pod.wait_for_port((server.pod.v4(), 80).into())?;
     Ok((server, nginx, client, shell))
@@ -127,17 +125,27 @@ fn fetch(shell: &Container, address: IpAddr) -> Result<String, Failure> {
     if said.code == Some(0) { Ok(said.stdout) } else { Err(Failure::Unexpected(said.stderr)) }
 }
 
-/// Downloads the large file at such a rate, in the background.
-fn download<'a>(
-    scope: &'a std::thread::Scope<'a, '_>,
-    shell: &'a Container,
-    from: String,
-    rate: &'a str,
-) -> std::thread::ScopedJoinHandle<'a, Result<String, Failure>> {
-    scope.spawn(move || {
-        let line = format!("curl -sS --fail --max-time 60 --limit-rate {rate} {from} | sha256sum");
-        let said = shell.exec(&["bash", "-o", "pipefail", "-c", &line])?;
-        if said.code == Some(0) { Ok(said.stdout) } else { Err(Failure::Unexpected(said.stderr)) }
+/// Bytes all the way from the client's app to the server's, until it is told to stop. Returns how
+/// many were sent and how many came.
+fn stream(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    stop: &AtomicBool,
+) -> Result<(u64, u64), Failure> {
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(move || {
+            let (mut sent, piece) = (0, [7; 4096]);
+            while !stop.load(Ordering::Relaxed) {
+                from.write_all(&piece)?;
+                sent += piece.len() as u64;
+                std::thread::park_timeout(Duration::from_millis(2));
+            }
+            from.shutdown(Shutdown::Write)?;
+            Ok::<_, Failure>(sent)
+        });
+        let came = std::io::copy(&mut to, &mut std::io::sink())?;
+        let sent = sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((sent?, came))
     })
 }
 
@@ -150,7 +158,7 @@ fn sum_of(file: &Path) -> Result<String, Failure> {
 fn two_pods_talk_mtls_and_the_programs_may_nothing_else() {
     run("img-traffic", |bed| {
         let root = site(bed, 1 << 20)?;
-        let (server, _nginx, client, shell) = pair(bed, &root, (INIT, "auto"))?;
+        let (server, _nginx, client, shell) = pair(bed, &root)?;
         let wire = server.pod.capture("wire")?;
         for address in server.pod.addresses() {
             assert_eq!(fetch(&shell, address)?, "served by nginx\n");
@@ -184,26 +192,38 @@ fn two_pods_talk_mtls_and_the_programs_may_nothing_else() {
 }
 
 #[test]
-fn every_backend_captures_and_a_download_survives_ten_more_runs() {
-    for (number, (image, backend)) in
-        [(INIT, "netlink"), (INIT_IPTABLES, "nft"), (INIT_IPTABLES, "legacy")].iter().enumerate()
-    {
+fn every_backend_captures_and_a_stream_survives_ten_more_runs() {
+    for (image, backend) in [(INIT, "netlink"), (INIT_IPTABLES, "nft"), (INIT_IPTABLES, "legacy")] {
         run(&format!("img-{backend}"), |bed| {
-            let root = site(bed, 24 << 20)?;
-            let (server, _nginx, client, shell) = pair(bed, &root, (*image, *backend))?;
-            let address = server.pod.addresses()[number % server.pod.addresses().len()];
-            let raw: &[&str] = if *backend == "legacy" { &["--cap-add=NET_RAW"] } else { &[] };
+            let serve = MeshOptions::new(policy::serve(&[CLIENT]), SERVER);
+            let server = mesh(bed, "srv", &serve, (image, backend), &[])?;
+            let call = MeshOptions::new(policy::call(&server.pod.addresses(), SERVER), CLIENT);
+            let client = mesh(bed, "cli", &call, (image, backend), &[])?;
+            let streams = server.pod.addresses().into_iter().map(|address| {
+                let app = server.pod.listen((address, 8080).into())?;
+                let from = client.pod.connect(app.local_addr()?)?;
+                Ok((from, accept(&app)?))
+            });
+            let streams: Vec<_> = streams.collect::<Result<_, Failure>>()?;
+            let ok = [("direction", "inbound"), ("result", "ok")];
+            let shaken = metrics(&server.pod)?.sum(metric::HANDSHAKES, &ok);
+            assert_eq!(shaken, streams.len() as f64, "captured, each of them");
+            let stop = AtomicBool::new(false);
             std::thread::scope(|scope| {
-                // At least six seconds, and ten runs in either pod take less.
-                let running = download(scope, &shell, url(address, "large"), "4M");
-                for _ in 0..10 {
-                    init(&server.pod, image, backend, raw)?;
-                    init(&client.pod, image, backend, raw)?;
+                let running: Vec<_> = streams
+                    .into_iter()
+                    .map(|(from, to)| scope.spawn(|| stream(from, to, &stop)))
+                    .collect();
+                let runs = (0..10).try_for_each(|_| {
+                    init(&server.pod, image, backend)?;
+                    init(&client.pod, image, backend)
+                });
+                stop.store(true, Ordering::Relaxed);
+                for stream in running {
+                    let (sent, came) = stream.join().expect("no panic")?;
+                    assert!(sent > 0 && sent == came, "{sent} sent, {came} came");
                 }
-                assert!(!running.is_finished(), "the runs came too late to show anything");
-                let came = running.join().expect("no panic")?;
-                assert_eq!(came.split(' ').next(), Some(sum_of(&root.join("large"))?.as_str()));
-                Ok(())
+                runs
             })
         });
     }
@@ -213,7 +233,7 @@ fn every_backend_captures_and_a_download_survives_ten_more_runs() {
 fn killed_it_is_restarted_and_nothing_leaves_in_between() {
     run("img-kill", |bed| {
         let root = site(bed, 1 << 10)?;
-        let (server, _nginx, client, shell) = pair(bed, &root, (INIT, "auto"))?;
+        let (server, _nginx, client, shell) = pair(bed, &root)?;
         assert_eq!(fetch(&shell, server.pod.v4())?, "served by nginx\n");
         let first = server.proxy.pid()?;
         let wire = server.pod.capture("wire")?;
@@ -237,19 +257,25 @@ fn killed_it_is_restarted_and_nothing_leaves_in_between() {
 fn stopped_after_its_app_it_ends_with_the_last_connection() {
     run("img-stop", |bed| {
         let root = site(bed, 8 << 20)?;
-        let (server, nginx, client, shell) = pair(bed, &root, (INIT, "auto"))?;
+        let (server, nginx, client, shell) = pair(bed, &root)?;
         // The kubelet's order: a sidecar is told last. A connection may still be there then.
+        let large = url(server.pod.v4(), "large");
+        let got = "/tmp/large";
+        let words = ["curl", "-sS", "--fail", "--limit-rate", "2M", "--output", got, &large];
         std::thread::scope(|scope| {
-            let running = download(scope, &shell, url(server.pod.v4(), "large"), "2M");
-            wait_until("the download", LIMIT, || {
-                Ok((metrics(&server.pod)?.sum(metric::OPEN, &[]) > 0.0).then_some(()))
+            let running = scope.spawn(|| shell.exec(&words));
+            // nginx has it, and not just the queue of its listener.
+            wait_until("the beginning of the download", LIMIT, || {
+                let size = format!("stat --format=%s {got} 2>/dev/null || echo 0");
+                let said = shell.exec(&["sh", "-c", &size])?.stdout;
+                Ok((said.trim() != "0").then_some(()))
             })?;
             // nginx finishes what it has and takes nothing more.
             nginx.signal(Signal::SIGQUIT)?;
             server.proxy.signal(Signal::SIGTERM)?;
             assert!(server.proxy.runs()?, "it serves what is open");
-            let came = running.join().expect("no panic")?;
-            assert_eq!(came.split(' ').next(), Some(sum_of(&root.join("large"))?.as_str()));
+            let said = running.join().expect("no panic")?;
+            assert_eq!(said.code, Some(0), "{}", said.stderr);
             let done = Instant::now();
             // Docker would start it again: its end shows in the count.
             wait_until("the end of the proxy", LIMIT, || {
@@ -257,6 +283,8 @@ fn stopped_after_its_app_it_ends_with_the_last_connection() {
             })?;
             println!("the proxy had ended {:?} after the last connection", done.elapsed());
             assert!(done.elapsed() < Duration::from_secs(2), "{:?}", done.elapsed());
+            let sum = shell.exec(&["sha256sum", got])?.stdout;
+            assert_eq!(sum.split(' ').next(), Some(sum_of(&root.join("large"))?.as_str()));
             Ok::<_, Failure>(())
         })?;
         assert_eq!(nginx.wait(LIMIT)?, 0);
@@ -274,7 +302,7 @@ fn it_waits_for_its_files_and_does_not_crash() {
         let (pod, _keeper) = bed.container_pod("srv", APPS)?;
         let nothing = options.clone().without_policy().without_certificates();
         let folders = pod.lay_out(bed, &nothing)?;
-        init(&pod, INIT, "auto", &[])?;
+        init(&pod, INIT, "auto")?;
         let proxy = sidecar(&pod, &folders, &[])?;
         let health = ([127, 0, 0, 1], port::HEALTH).into();
         let pending =
