@@ -83,7 +83,9 @@ fn ask(address: SocketAddr, deadline: Instant) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, left()?)?;
     stream.set_write_timeout(Some(left()?))?;
     // Of HTTP/1.0 the answer ends where the connection does.
-    write!(stream, "GET /healthz/ready HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let request = format!("GET /healthz/ready HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    // In one piece: whoever has answered the first of several may close before the next.
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut limited = (&stream).take(MOST_BYTES);
     loop {
