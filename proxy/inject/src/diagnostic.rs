@@ -139,8 +139,10 @@ impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, line, column, source, caret, .. } = self;
         write!(f, "{file}:{line}:{column}: {}: ", self.kind.severity().as_str())?;
-        if let Some(Resource { kind, name, .. }) = &self.resource {
-            write!(f, "{kind} {}: ", printable(name))?;
+        match &self.resource {
+            Some(Resource { kind, name, .. }) if name.is_empty() => write!(f, "{kind}: ")?,
+            Some(Resource { kind, name, .. }) => write!(f, "{kind} {}: ", printable(name))?,
+            None => {}
         }
         writeln!(f, "{} [{}]", self.message, self.kind.slug())?;
         let gutter = line.to_string();

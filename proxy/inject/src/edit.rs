@@ -11,6 +11,9 @@ use crate::diagnostic::{Finding, Kind};
 use crate::emit::{Layout, Pretty, entry_lines, item_lines, json, json_entry};
 use crate::tree::{Entry, Id, Place, Style, Tree, Value};
 
+/// Beyond this column nothing can be added in block style.
+const MAX_COLUMN: usize = 4096;
+
 /// What stands there now instead of these bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Edit {
@@ -23,6 +26,8 @@ pub(crate) struct Editor<'t> {
     text: &'t str,
     tree: &'t Tree,
     eol: &'static str,
+    /// Where each line begins.
+    lines: Vec<usize>,
     edits: Vec<Edit>,
 }
 
@@ -58,7 +63,13 @@ impl<'t> Editor<'t> {
     pub(crate) fn new(text: &'t str, tree: &'t Tree) -> Self {
         let first = text.find(['\r', '\n']).and_then(|at| text.get(at..));
         let eol = if first.is_some_and(|rest| rest.starts_with("\r\n")) { "\r\n" } else { "\n" };
-        Self { text, tree, eol, edits: Vec::new() }
+        let bom = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+        // A lone CR ends a line, too (YAML 1.2.2, 5.4).
+        let bytes = text.bytes().zip(text.bytes().skip(1).chain([0])).enumerate();
+        let ends =
+            bytes.filter(|(_, pair)| pair.0 == b'\n' || (pair.0 == b'\r' && pair.1 != b'\n'));
+        let lines = [bom].into_iter().chain(ends.map(|(at, _)| at + 1)).collect();
+        Self { text, tree, eol, lines, edits: Vec::new() }
     }
 
     /// The new text. Two changes of one place are an error of layout.
@@ -78,10 +89,12 @@ impl<'t> Editor<'t> {
         Ok(Edited { text, edits: self.edits })
     }
 
-    /// The ranges of the old text that are replaced.
+    /// The ranges of the old text that are replaced, in order.
     pub(crate) fn replaced(&self) -> Vec<Range<usize>> {
         let ranges = self.edits.iter().map(|edit| edit.range.clone());
-        ranges.filter(|range| !range.is_empty()).collect()
+        let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
+        ranges.sort_by_key(|range| range.start);
+        ranges
     }
 
     /// How the file indents around an entry whose value is a mapping in block style.
@@ -182,13 +195,14 @@ impl<'t> Editor<'t> {
     ) -> Done<(String, Option<usize>)> {
         self.free(entry)?;
         let (start, end) = (self.tree.start(entry.key), self.end(entry.raw));
-        let column = self.column(start);
         if self.style(entry.map) == Style::Block {
+            let column = self.column(start);
             let lines = entry_lines(key, value, layout_of);
             let text = lines.join(&format!("{}{:column$}", self.eol, ""));
             return Ok((self.replace(start..end, text)?, Some(column)));
         }
         let pretty = self.own_line(start).then(|| {
+            let column = self.column(start);
             let step = self.flow_step(entry.map, column);
             Pretty { column, step, eol: self.eol }
         });
@@ -258,16 +272,16 @@ impl<'t> Editor<'t> {
             let range = match style {
                 Style::Block if self.own_line(span.start) => self.lines(span),
                 Style::Flow if next.is_some() => span.start..next.map_or(span.end, |n| n.start),
-                // The last one takes the comma before it along.
+                // The last one takes the comma before it along, and removed ones before that.
                 Style::Flow => {
                     let kept = (0..index).rev().find(|index| !gone.contains(index));
                     let before = kept.and_then(|index| spans.get(index));
-                    before.map_or(span.start, |before| before.end)..span.end
+                    let start = before.map_or(span.start, |before| before.end);
+                    self.edits.retain(|edit| edit.range.start < start || edit.range.end > span.end);
+                    start..span.end
                 }
                 _ => return Err(layout(span.start, "this does not begin its line")),
             };
-            // Items in front of a last one that takes its comma along are within its range.
-            self.edits.retain(|edit| edit.range.start < range.start || edit.range.end > range.end);
             self.replace(range, String::new())?;
         }
         Ok(())
@@ -415,23 +429,21 @@ impl<'t> Editor<'t> {
         before.is_some_and(|before| before.chars().all(|c| c == ' '))
     }
 
-    /// In characters from 0.
+    /// In characters from 0, as far as anybody indents: JSON may be one line of megabytes.
     fn column(&self, at: usize) -> usize {
-        self.text.get(self.line_start(at)..at).map_or(0, |before| before.chars().count())
+        let before = self.text.get(self.line_start(at)..at);
+        before.map_or(0, |before| before.chars().take(MAX_COLUMN).count())
     }
 
     fn line_start(&self, at: usize) -> usize {
-        let before = self.text.get(..at).unwrap_or_default();
-        let bom = if before.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-        before.rfind(['\r', '\n']).map_or(bom, |end| end + 1)
+        let index = self.lines.partition_point(|start| *start <= at).saturating_sub(1);
+        self.lines.get(index).copied().unwrap_or(0).min(at)
     }
 
     /// The start of the line before the one that begins here.
     fn line_above(&self, start: usize) -> Option<usize> {
-        let before = self.text.get(..start)?;
-        let line = before.strip_suffix('\n').map(|l| l.strip_suffix('\r').unwrap_or(l));
-        let line = line.or_else(|| before.strip_suffix('\r'))?;
-        Some(self.line_start(line.len()))
+        let index = self.lines.partition_point(|line| *line < start);
+        self.lines.get(index.checked_sub(1)?).copied()
     }
 }
 

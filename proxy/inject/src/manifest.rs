@@ -1,5 +1,7 @@
 //! Where the pods are in a file of manifests, and what their scalars mean.
 
+use std::collections::HashSet;
+
 use crate::diagnostic::{Finding, Kind, Resource};
 use crate::tree::{Entry, Id, Place, Tree, Value};
 
@@ -49,56 +51,71 @@ impl Container {
 
 /// Every pod of the documents, in their order.
 pub(crate) fn pods(tree: &Tree, found: &mut Vec<Finding>) -> Vec<Pod> {
-    let mut pods = Vec::new();
+    let mut visitor = Visitor { tree, seen: HashSet::new(), pods: Vec::new(), found };
     for &root in &tree.documents {
-        found.extend(tree.duplicate_keys(root, false));
-        visit(tree, tree.place(root), None, MAX_LISTS, &mut pods, found);
+        visitor.found.extend(tree.duplicate_keys(root, false));
+        visitor.visit(tree.place(root), None, MAX_LISTS);
     }
-    pods
+    visitor.pods
 }
 
-fn visit(
-    tree: &Tree,
-    place: Place,
-    of_list: Option<(&str, &str)>,
-    lists: usize,
-    pods: &mut Vec<Pod>,
-    found: &mut Vec<Finding>,
-) {
-    let text = |key| tree.text_of(place, key);
-    let kind = text("kind").or(of_list.map(|(kind, _)| kind)).unwrap_or_default();
-    let version = text("apiVersion").or(of_list.map(|(_, version)| version)).unwrap_or_default();
-    if let Some(item) = kind.strip_suffix("List").filter(|_| lists > 0) {
-        let items = tree.get(place, "items").map(|items| tree.items(items.value));
-        for item_place in items.into_iter().flatten() {
-            visit(tree, item_place, Some((item, version)), lists - 1, pods, found);
+struct Visitor<'t> {
+    tree: &'t Tree,
+    /// Lists whose items are aliases of lists must not grow without bound. What an alias shares
+    /// cannot be changed anyway, and once is enough to say so.
+    seen: HashSet<Id>,
+    pods: Vec<Pod>,
+    found: &'t mut Vec<Finding>,
+}
+
+impl Visitor<'_> {
+    fn visit(&mut self, place: Place, of_list: Option<(&str, &str)>, lists: usize) {
+        let tree = self.tree;
+        if !self.seen.insert(place.node) {
+            return;
         }
-    }
-    let (group, _) = version.split_once('/').unwrap_or(("", version));
-    // These kinds were in `extensions` before they were in `apps`.
-    let group = if group == "extensions" { "apps" } else { group };
-    let workload = WORKLOADS.iter().find(|(name, of, _)| *name == kind && *of == group);
-    let Some((.., path)) = workload else { return };
-    let metadata = tree.get(place, "metadata").map(|entry| entry.value);
-    let named = |key| metadata.and_then(|m| tree.text_of(m, key)).unwrap_or_default().to_owned();
-    let resource = Resource {
-        api_version: version.to_owned(),
-        kind: kind.to_owned(),
-        name: named("name"),
-        namespace: named("namespace"),
-    };
-    let mut problems = tree.duplicate_keys(place.node, true);
-    match pod(tree, place, path) {
-        Ok((holder, spec)) => {
-            let outer_metadata = metadata.filter(|_| !path.is_empty());
-            pods.push(Pod { resource: resource.clone(), holder, spec, outer_metadata });
+        let text = |key| tree.text_of(place, key);
+        let kind = text("kind").or(of_list.map(|(kind, _)| kind)).unwrap_or_default();
+        let version =
+            text("apiVersion").or(of_list.map(|(_, version)| version)).unwrap_or_default();
+        if let Some(item) = kind.strip_suffix("List") {
+            if lists == 0 {
+                let message = "lists in lists in lists; write the resources as documents";
+                self.found.push(Finding::new(Kind::TooDeep, tree.start(place.node), message));
+                return;
+            }
+            let items = tree.get(place, "items").map(|items| tree.items(items.value));
+            for item_place in items.into_iter().flatten() {
+                self.visit(item_place, Some((item, version)), lists - 1);
+            }
         }
-        Err(problem) => problems.push(problem),
+        let (group, _) = version.split_once('/').unwrap_or(("", version));
+        // These kinds were in `extensions` before they were in `apps`.
+        let group = if group == "extensions" { "apps" } else { group };
+        let workload = WORKLOADS.iter().find(|(name, of, _)| *name == kind && *of == group);
+        let Some((.., path)) = workload else { return };
+        let metadata = tree.get(place, "metadata").map(|entry| entry.value);
+        let named =
+            |key| metadata.and_then(|m| tree.text_of(m, key)).unwrap_or_default().to_owned();
+        let resource = Resource {
+            api_version: version.to_owned(),
+            kind: kind.to_owned(),
+            name: named("name"),
+            namespace: named("namespace"),
+        };
+        let mut problems = tree.duplicate_keys(place.node, true);
+        match pod(tree, place, path) {
+            Ok((holder, spec)) => {
+                let outer_metadata = metadata.filter(|_| !path.is_empty());
+                self.pods.push(Pod { resource: resource.clone(), holder, spec, outer_metadata });
+            }
+            Err(problem) => problems.push(problem),
+        }
+        for problem in &mut problems {
+            problem.resource = Some(Box::new(resource.clone()));
+        }
+        self.found.extend(problems);
     }
-    for problem in &mut problems {
-        problem.resource = Some(Box::new(resource.clone()));
-    }
-    found.extend(problems);
 }
 
 fn pod(tree: &Tree, mut holder: Place, path: &[&str]) -> Result<(Place, Entry), Finding> {
@@ -248,6 +265,19 @@ mod tests {
                     spec: {jobTemplate: {spec: {template: {spec: {}}}}}}";
         assert_eq!(found(cron), ["CronJob c"]);
         assert_eq!(found("- a\n- b\n---\nx\n---\n"), [""; 0]);
+    }
+
+    #[test]
+    fn lists_of_aliases_of_lists_do_not_grow() {
+        let list = "apiVersion: v1, kind: List, items:";
+        let level = |n: usize| {
+            let items = vec![format!("*x{}", n - 1); 20].join(", ");
+            format!("x{n}: &x{n} {{{list} [{items}]}}\n")
+        };
+        let levels: String = (1..7).map(level).collect();
+        let pod = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {}}";
+        let text = format!("x0: &x0 {{{list} [{pod}]}}\n{levels}kind: List\nitems: [*x6, *x6]\n");
+        assert_eq!(found(&text), ["Pod a"]);
     }
 
     #[test]

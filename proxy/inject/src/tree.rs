@@ -5,6 +5,7 @@
 //! billion laughs"). The nodes are in one vector: a deep tree needs no deep stack to be dropped.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
@@ -310,12 +311,16 @@ impl Tree {
         found
     }
 
-    /// An anchor inside one of the ranges that is used outside of all of them.
-    pub(crate) fn anchor_used_outside(
-        &self,
-        ranges: &[std::ops::Range<usize>],
-    ) -> Option<(usize, usize)> {
-        let inside = |at: usize| ranges.iter().any(|range| range.contains(&at));
+    /// An anchor inside one of the ranges that is used outside of all of them; the ranges are in
+    /// order and apart.
+    pub(crate) fn anchor_used_outside(&self, ranges: &[Range<usize>]) -> Option<(usize, usize)> {
+        let inside = |at: usize| {
+            let before = ranges.partition_point(|range| range.start <= at);
+            before
+                .checked_sub(1)
+                .and_then(|n| ranges.get(n))
+                .is_some_and(|range| range.contains(&at))
+        };
         self.nodes.iter().find_map(|node| match node.value {
             Value::Alias(target) if !inside(node.start) && inside(self.start(target)) => {
                 Some((self.start(target), node.start))
@@ -572,8 +577,8 @@ mod tests {
     fn an_anchor_that_is_used_outside_of_its_range_is_found() {
         let text = "a: &x 1\nb: *x\n";
         let tree = Tree::parse(text).unwrap();
-        assert_eq!(tree.anchor_used_outside(&[0..7, 0..0]), Some((3, 11)));
+        assert_eq!(tree.anchor_used_outside(&[0..7, 20..21]), Some((3, 11)));
         assert_eq!(tree.anchor_used_outside(&[0..7, 8..13]), None);
-        assert_eq!(tree.anchor_used_outside(&[8..13, 0..0]), None);
+        assert_eq!(tree.anchor_used_outside(&[8..13, 20..21]), None);
     }
 }
