@@ -407,3 +407,36 @@ fn what_kustomize_builds_is_the_base_with_the_component() {
     assert_eq!(text(&map["data"]["policy.yaml"]), policy);
     assert_eq!(built.len(), base.len() + 1);
 }
+
+/// Every container of that name in a value, however deep.
+fn sidecars<'v>(value: &'v Value, found: &mut Vec<&'v Value>) {
+    if value["name"] == "pillion-proxy" && value["env"].is_array() {
+        found.push(value);
+    }
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| sidecars(item, found)),
+        Value::Object(fields) => fields.values().for_each(|field| sidecars(field, found)),
+        _ => {}
+    }
+}
+
+/// What pillion-inject writes into a pod is what the proxy reads there.
+#[test]
+fn an_injected_sidecar_takes_its_variables_without_a_warning() {
+    let mut probes = 0;
+    for manifest in manifests(&root(), "proxy/inject/tests/golden") {
+        let mut found = Vec::new();
+        sidecars(&manifest.value, &mut found);
+        for sidecar in found {
+            let variables = items(&sidecar["env"]).iter();
+            let environment: BTreeMap<String, String> = variables
+                .map(|it| (text(&it["name"]).to_owned(), text(&it["value"]).to_owned()))
+                .collect();
+            probes += usize::from(environment.contains_key(APP_PROBES));
+            let (_, warnings) = Config::from_env(&environment)
+                .unwrap_or_else(|errors| panic!("{}: {errors}", manifest.file));
+            assert_eq!(warnings, [""; 0], "{}", manifest.file);
+        }
+    }
+    assert!(probes >= 10, "{probes} with probes");
+}
