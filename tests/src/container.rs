@@ -72,7 +72,7 @@ impl Container {
             .ok_or_else(|| Failure::Unexpected(format!("{} does not run", self.name)))
     }
 
-    /// A line of its first program's /proc/<pid>/status, proc_pid_status(5).
+    /// A line of `/proc/<pid>/status` of its first program, proc_pid_status(5).
     ///
     /// # Errors
     /// It does not run, or there is no such line.
