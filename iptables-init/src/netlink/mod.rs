@@ -72,8 +72,7 @@ fn is_nf_tables(message: u16, kind: u8) -> bool {
 /// # Errors
 /// The kernel does not serve nf_tables, or denies it, or others change the rules all the time.
 pub fn read(family: Family) -> Result<Table, BackendError> {
-    let connection = open()?;
-    let read = repeated(|| state(&connection, &[family]));
+    let read = repeated(|| state(&Connection::open()?, &[family]));
     let (tables, _) = read.map_err(|failure| failed(failure, "the rules"))?;
     Ok(tables.into_iter().next().unwrap_or_default())
 }
@@ -84,10 +83,10 @@ pub fn read(family: Family) -> Result<Table, BackendError> {
 /// # Errors
 /// As [`read`], or the kernel refuses a message; nothing has changed.
 pub fn commit(changes: &[Change<'_>]) -> Result<(), BackendError> {
-    let connection = open()?;
     let families: Vec<Family> = changes.iter().map(Change::family).collect();
     let mut names = Names::default();
     let committed = repeated(|| {
+        let connection = Connection::open()?;
         let (tables, generation) = state(&connection, &families)?;
         let batch = batch(changes, &tables);
         if batch.is_empty() {
@@ -119,7 +118,8 @@ fn batch(changes: &[Change<'_>], tables: &[Table]) -> Batch {
 /// # Errors
 /// One is missing, or the kernel denies it.
 pub fn usable(family: Family) -> Result<(), BackendError> {
-    let connection = open()?;
+    let connection =
+        Connection::open().map_err(|error| failed(error.into(), "a socket of netfilter's"))?;
     generation(&connection).map_err(|failure| failed(failure, "its generation"))?;
     let extensions =
         [(OWNER, 0, "xt_owner"), (MULTIPORT, 0, "xt_multiport"), (REDIRECT, 1, "xt_REDIRECT")];
@@ -161,19 +161,11 @@ pub fn usable(family: Family) -> Result<(), BackendError> {
 /// # Errors
 /// As [`read`].
 pub fn earlier_chains() -> Result<Vec<EarlierChain>, BackendError> {
-    let connection = open()?;
     let found = repeated(|| {
-        let answers = lists(&connection, NFPROTO_UNSPEC)?;
+        let answers = lists(&Connection::open()?, NFPROTO_UNSPEC)?;
         Ok(EarlierChain::find(&answers)?)
     });
     found.map_err(|failure| failed(failure, "all chains"))
-}
-
-fn open() -> Result<Connection, BackendError> {
-    Connection::open().map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT) => absent(source),
-        _ => failed(Failure::Io(source), "a socket of netfilter's"),
-    })
 }
 
 /// The tables of these families, and the generation of which they are.
@@ -208,7 +200,8 @@ fn generation(connection: &Connection) -> Result<u32, Failure> {
     Ok(attributes.u32(NFTA_GEN_ID)?.ok_or(Malformed)?)
 }
 
-/// Tries until nobody has changed anything meanwhile, but not for ever.
+/// Tries until nobody has changed anything meanwhile, but not for ever. Each try has a socket of
+/// its own: what the kernel still had to say to one that was broken off is no answer to the next.
 fn repeated<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     for _ in 1..ATTEMPTS {
         match attempt() {
@@ -237,6 +230,9 @@ fn failed(failure: Failure, what: &str) -> BackendError {
     match (errno(&failure), &failure) {
         (Some(Errno::EPERM | Errno::EACCES), _) => {
             BackendError::Denied { program, message: described(&failure, what) }
+        }
+        (Some(errno @ (Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT)), Failure::Io(_)) => {
+            absent(errno.into())
         }
         // The answer of a kernel without nf_tables, or without netlink's netfilter family
         // (`nfnetlink_rcv_msg`).

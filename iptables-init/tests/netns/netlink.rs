@@ -206,20 +206,23 @@ fn a_writer_beside_it_neither_disturbs_nor_is_disturbed() {
     let pod = Namespace::new();
     let add = "iptables-nft -t nat -A OUTPUT -p udp --dport 7 -j RETURN";
     let delete = add.replace("-A", "-D");
-    let stop = tempfile::TempDir::new().unwrap();
-    let flag = stop.path().join("stop");
-    let script = format!(
-        "runs=0; while [ ! -e {} ]; do {add} && {delete} || exit 1; runs=$((runs + 1)); done; \
-         echo $runs",
-        flag.display()
-    );
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| pod.shell(&script));
+        // The writer ends when this goes, and so it does when a run fails.
+        let going = tempfile::TempDir::new().unwrap();
+        let script = format!(
+            "runs=0; while [ -d {} ]; do {add} && {delete} || exit 1; runs=$((runs + 1)); done; \
+             echo $runs",
+            going.path().display()
+        );
+        let writer = scope.spawn({
+            let pod = &pod;
+            move || pod.shell(&script)
+        });
         for run in 0..30 {
             let flags = if run % 2 == 0 { &["--outbound-exclude-ports=25"][..] } else { &[] };
             pod.init(&[&["--backend=netlink"], flags].concat()).exits(0);
         }
-        std::fs::write(&flag, "").unwrap();
+        drop(going);
         let done = writer.join().unwrap().exits(0);
         assert!(done.stdout.trim().parse::<u32>().unwrap() > 0, "{}", done.stdout);
     });
