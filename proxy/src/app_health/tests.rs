@@ -74,6 +74,7 @@ async fn http(with: &[u8]) -> (u16, String, &'static str) {
 async fn an_http_status_is_judged_as_the_kubelet_does() {
     let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n{}", "x".repeat(20_000));
     let broken = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nx";
+    let many_headers = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a:\r\n".repeat(10_000));
     let huge_head = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(500_000));
     for (with, status, result) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "success"),
@@ -92,6 +93,8 @@ async fn an_http_status_is_judged_as_the_kubelet_does() {
             "success",
         ),
         (long.as_str(), 200, "success"),
+        (many_headers.as_str(), 200, "success"),
+        ("HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 0\r\n\r\n", 200, "success"),
         ("HTTP/1.1 400 Bad\r\nContent-Length: 6\r\n\r\nsecret", 400, "unhealthy"),
         ("HTTP/1.1 503 Busy\r\nContent-Length: 6\r\n\r\nsecret", 503, "unhealthy"),
         ("HTTP/1.1 500 secret\r\n\r\n", 500, "unhealthy"),

@@ -218,7 +218,7 @@ fn a_probe_may_take_the_time_that_it_was_given() {
 }
 
 /// `openssl s_server` with a certificate of its own making, for nobody, and expired tomorrow.
-fn https(server: &Pod, at: IpAddr, on: u16, version: &str) -> Result<Process, Failure> {
+fn https(server: &Pod, at: IpAddr, on: u16, options: &str) -> Result<Process, Failure> {
     let (key, certificate) = (server.path("self.key"), server.path("self.crt"));
     let make = format!(
         "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=nobody -keyout {} -out {}",
@@ -228,7 +228,7 @@ fn https(server: &Pod, at: IpAddr, on: u16, version: &str) -> Result<Process, Fa
     complete(&mut server.shell(&make))?;
     let to = SocketAddr::new(at, on);
     let line = format!(
-        "exec openssl s_server -accept {to} -www -quiet {version} -key {} -cert {}",
+        "exec openssl s_server -accept {to} -www -quiet {options} -key {} -cert {}",
         key.display(),
         certificate.display()
     );
@@ -242,25 +242,39 @@ fn an_app_with_a_certificate_of_its_own_is_asked_over_tls() {
     run("app-https", |bed| {
         let (server, node) = (bed.pod("srv")?, bed.pod("kub")?);
         let tls = |port: u16| format!(r#"{{"httpGet":{{"port":{port},"scheme":"HTTPS"}}}}"#);
-        let ports = [(8443, "-tls1_3"), (8444, "-tls1_2")];
-        let handlers = [("new", tls(8443)), ("old", tls(8444)), ("none", tls(APP))];
+        let ports = [
+            (8443, "-tls1_3"),
+            (8444, "-tls1_2"),
+            (8445, "-alpn h2,http/1.1"),
+            // What only the kubelet could speak.
+            (8446, "-alpn h2"),
+        ];
+        let handlers = [
+            ("new", tls(8443)),
+            ("old", tls(8444)),
+            ("both", tls(8445)),
+            ("newest", tls(8446)),
+            ("none", tls(APP)),
+        ];
         let callee = server.mesh(bed, strict(&handlers))?;
         for address in server.addresses() {
             let mut serving = Vec::new();
-            for (port, version) in ports {
-                serving.push(https(&server, address, port, version)?);
+            for (port, options) in ports {
+                serving.push(https(&server, address, port, options)?);
             }
-            for container in ["new", "old"] {
+            for container in ["new", "old", "both"] {
                 let told = kubelet(&node, address, container)?;
                 assert_eq!(told, (200, "ok\n".to_owned()), "{container} at {address}");
             }
+            let (status, line) = kubelet(&node, address, "newest")?;
+            assert!(status == 503 && line.starts_with("TLS with the app: "), "{status} {line}");
         }
         let app = server.listen((server.v4(), APP).into())?;
         let (told, ()) = answered(&node, server.v4(), "none", || {
             accept(&app)?.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").map_err(Failure::from)
         })?;
         assert!(told.0 == 503 && told.1.starts_with("TLS with the app: "), "{told:?}");
-        runs(&callee, "tls_failed", 1)
+        runs(&callee, "tls_failed", 1 + server.addresses().len())
     });
 }
 
