@@ -8,8 +8,8 @@
 //! Anyone in the network may ask. What is asked of the app is in the configuration alone: nothing
 //! of the request but its path, which chooses among those that are configured, and the pod's
 //! address that it came to. Of each probe one runs at a time at each of these; whoever asks
-//! meanwhile, or within [`FRESH`] after its end, gets its result. So nobody can keep the kubelet from
-//! its answer by asking often, and the app sees one connection at a time, and at most four a second.
+//! meanwhile, or within 250 ms after its end, gets its result. So nobody can keep the kubelet from its
+//! answer by asking often, and the app sees one connection at a time, and at most four a second.
 
 mod failing;
 mod grpc;
