@@ -86,19 +86,26 @@ fuzz-brief: # that every target builds, takes its seeds, and stands a few second
 mutants: ## which small changes of the policy engine no test notices, some hours (PACKAGE=pillion-certs)
 	scripts/mutants $(or $(PACKAGE),pillion-policy)
 
+# Debian 13 has Docker's client and its builder in packages of their own, which docker.io only recommends.
+DOCKER_PACKAGES := docker.io debootstrap -- docker-cli docker-buildx
+# Root may have another toolchain than the caller, or none. target itself stays the caller's.
+IMAGE = @mkdir -p target && \
+	  scripts/as-root env "PILLION_RUST_SYSROOT=$$(rustc --print sysroot)" scripts/docker-local scripts/image
+
 image: setup ## the container images, into target/image; needs root for an engine of its own
-	scripts/packages docker.io debootstrap
-	@scripts/as-root scripts/docker-local scripts/image
+	scripts/packages $(DOCKER_PACKAGES)
+	$(IMAGE)
 
 image-twice: setup # the same, and that a second build has the same bytes
-	scripts/packages docker.io debootstrap
-	@scripts/as-root scripts/docker-local scripts/image twice
+	scripts/packages $(DOCKER_PACKAGES)
+	$(IMAGE) twice
 
 test-image: image ## pods made of containers, from those images
 	scripts/packages docker-compose
 	cargo build --locked -p pillion-certs
-	@scripts/as-root scripts/docker-local scripts/test-image
+	@scripts/test-image
 
 clean: ## remove what was built, and pods that a killed run left behind
 	scripts/as-root scripts/sweep
+	scripts/as-root rm -rf target/docker target/image
 	cargo clean
