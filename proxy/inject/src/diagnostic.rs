@@ -81,7 +81,7 @@ kinds! {
     ProcessNamespace = "process-namespace", Error;
     /// Two containers of one name, or one without.
     ContainerName = "container-name", Error;
-    /// A probe or a hook that cannot be understood.
+    /// A probe that cannot be understood.
     Probe = "probe", Error;
     /// An annotation of ours that does not exist.
     UnknownAnnotation = "unknown-annotation", Error;
@@ -99,6 +99,8 @@ kinds! {
     Bypass = "bypass", Warning;
     /// A probe asks another machine, and is left alone.
     ProbeHost = "probe-host", Warning;
+    /// A hook that the kubelet makes over the network, and that is left alone.
+    Hook = "hook", Warning;
 }
 
 /// The resource that a diagnostic is about.

@@ -1,7 +1,11 @@
-//! Probes and hooks that the kubelet asks of the app, and that the proxy will ask instead.
+//! Probes that the kubelet asks of the app, and that the proxy will ask instead.
 //!
 //! The kubelet has no certificate, so a strict port would refuse it. It asks the proxy's health
 //! port, and the proxy asks the app.
+//!
+//! Hooks of the container's lifecycle are not redirected: anyone can ask the health port, so anyone
+//! could trigger them; they have no limit of time; and the kubelet takes any answer for success, so
+//! the proxy's 503 would be one.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -17,7 +21,7 @@ const HOOKS: [&str; 2] = ["postStart", "preStop"];
 /// What the path begins with that the kubelet asks for instead.
 const PREFIX: &str = "/app-health/";
 
-/// A probe or hook that goes over the network.
+/// A probe that goes over the network.
 pub(crate) struct Probe {
     /// What the kubelet will ask the proxy for.
     pub(crate) path: String,
@@ -32,14 +36,13 @@ pub(crate) fn stand_in(path: &str) -> (&'static str, Json) {
     ("httpGet", json!({"path": path, "port": HEALTH_PORT}))
 }
 
-/// The probes and hooks that have to be redirected.
+/// The probes that have to be redirected; hooks are warned of.
 pub(crate) fn find(tree: &Tree, container: &Container, found: &mut Vec<Finding>) -> Vec<Probe> {
     let mut probes = Vec::new();
     for (kind, place) in places(tree, container.place) {
         let Some(handler) = handler(tree, place, found) else { continue };
-        let name = tree.text(handler.key).unwrap_or_default();
-        // A hook has no other handler that the kubelet would carry out.
-        if HOOKS.contains(&kind) && name != "httpGet" {
+        if HOOKS.contains(&kind) {
+            found.extend(hook(tree, kind, &handler));
             continue;
         }
         match task(tree, container, place, &handler) {
@@ -58,7 +61,23 @@ pub(crate) fn find(tree: &Tree, container: &Container, found: &mut Vec<Finding>)
     probes
 }
 
-/// Handlers of ours, with the path that they ask for.
+/// What is wrong with a hook that the kubelet makes over the network; none for one of another
+/// machine, which our rules do not see.
+fn hook(tree: &Tree, kind: &str, handler: &Entry) -> Option<Finding> {
+    if tree.text_of(handler.value, "host").is_some_and(|host| !host.is_empty()) {
+        return None;
+    }
+    let message = match tree.text(handler.key)? {
+        "httpGet" => format!(
+            "the kubelet makes this {kind} without a certificate, so a port in strict mode turns it \
+             away; make it an `exec`, or list its port and path in the policy's `inbound.probes`"
+        ),
+        _ => format!("the kubelet carries out no such {kind}; make it an `exec`"),
+    };
+    Some(Finding::new(Kind::Hook, tree.start(handler.key), message))
+}
+
+/// Handlers of ours, with the path that they ask for; in hooks, too, where 0.1.0 once put them.
 pub(crate) fn stand_ins(tree: &Tree, container: &Container) -> Vec<(String, Entry)> {
     let ours = |place: Place| {
         let handler = tree.present(place, "httpGet")?;

@@ -169,6 +169,16 @@ fn examples() -> Vec<(Kind, String, &'static str)> {
             pod("", "livenessProbe: {tcpSocket: {host: a.example, port: 80}}"),
             "tcpSocket: {host: a.example, port: 80}}",
         ),
+        (
+            Kind::Hook,
+            pod("", "lifecycle: {preStop: {httpGet: {path: /drain, port: 80}}}"),
+            "httpGet: {path: /drain, port: 80}}}",
+        ),
+        (
+            Kind::Hook,
+            pod("", "lifecycle: {postStart: {tcpSocket: {port: 80}}}"),
+            "tcpSocket: {port: 80}}}",
+        ),
     ];
     let misplaced = "apiVersion: batch/v1\nkind: Job\nmetadata:\n  annotations:\n    \
                      pillion.dev/inject: \"false\"\nspec:\n  template:\n    spec:\n      \
@@ -221,6 +231,9 @@ fn what_is_harmless_is_taken() {
         annotated("{pillion.dev/inject: \"false\"}")
             .replace("spec:\n", "spec:\n  hostNetwork: true\n"),
         annotated("{pillion.dev/log: info}"),
+        pod("", "lifecycle: {postStart: {exec: {command: [a]}}, preStop: {sleep: {seconds: 1}}}"),
+        // Another machine's, which our rules do not see.
+        pod("", "lifecycle: {preStop: {httpGet: {host: drain.example, port: 80}}}"),
     ] {
         assert_eq!(found(&text), [], "{text}");
     }
@@ -234,6 +247,29 @@ fn a_pod_that_is_left_alone_is_not_touched() {
     assert_eq!(inject("f", &plain, &off).unwrap().text, plain);
     let wanted = annotated("{pillion.dev/inject: \"true\"}");
     assert!(inject("f", &wanted, &off).unwrap().text.contains("pillion-proxy"));
+}
+
+#[test]
+fn a_hook_is_left_as_it_is() {
+    let hook = "lifecycle:\n  preStop:\n    httpGet: # why\n      path: /drain\n      port: 80";
+    let text = pod("", hook);
+    let injected = inject("f", &text, &Settings::default()).unwrap();
+    assert_eq!(injected.warnings.len(), 1);
+    assert!(injected.text.contains("          path: /drain\n          port: 80\n"));
+    assert!(!injected.text.contains("PILLION_APP_PROBES"), "{}", injected.text);
+    // One that was redirected before is put back, and stays.
+    let text = pod("", "lifecycle:\n  preStop:\n    httpGet: {path: /drain, port: 80}");
+    let place = "httpGet: {path: /app-health/app/preStop, port: 15021}";
+    let was = "httpGet: {path: /drain, port: 80}";
+    let record = format!(
+        "{{\"version\": \"0.1.0\", \"probes\": {{\"/app-health/app/preStop\": \
+         {{\"text\": \"{was}\", \"column\": 8}}}}}}"
+    );
+    let before = text.replace(was, place).replace(
+        "  name: web\n",
+        &format!("  name: web\n  annotations:\n    {RECORD}: '{record}'\n"),
+    );
+    assert_eq!(uninject("f", &before).unwrap(), text);
 }
 
 #[test]

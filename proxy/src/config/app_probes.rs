@@ -15,9 +15,9 @@ use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 /// What the path of each probe begins with.
 pub const APP_PROBE_PREFIX: &str = "/app-health/";
 
-/// The kinds of probes and hooks, as a container's specification names them.
-const KINDS: [&str; 5] =
-    ["livenessProbe", "readinessProbe", "startupProbe", "postStart", "preStop"];
+/// The kinds of probes, as a container's specification names them. A hook is none: anyone could
+/// trigger it here, and the kubelet would take any answer for its success.
+const KINDS: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 
 const MAX_BYTES: usize = 64 * 1024;
 const MAX_PROBES: usize = 64;
@@ -348,7 +348,7 @@ mod tests {
             "/app-health/web/livenessProbe": {"httpGet": {"port": 80}},
             "/app-health/db-0/livenessProbe": {"tcpSocket": {"port": 5432}},
             "/app-health/web/startupProbe": {"grpc": {"port": 9000, "service": "x"}},
-            "/app-health/web/preStop": {"grpc": {"port": 1, "service": null}}
+            "/app-health/api/startupProbe": {"grpc": {"port": 1, "service": null}}
         }"#;
         let probes = read(text).unwrap();
         let Handler::HttpGet(get) = &probes[0].handler else { panic!("{probes:?}") };
@@ -420,6 +420,8 @@ mod tests {
             "/app-health/web",
             "/app-health//livenessProbe",
             "/app-health/web/liveness",
+            "/app-health/web/postStart",
+            "/app-health/web/preStop",
             "/app-health/Web/livenessProbe",
             "/app-health/-web/livenessProbe",
             "/app-health/web/livenessProbe/",
@@ -428,7 +430,7 @@ mod tests {
             let problems = read(&format!(r#"{{"{path}": {tcp}}}"#)).expect_err(path);
             assert!(problems[0].contains("livenessProbe, readinessProbe"), "{problems:?}");
         }
-        let path = "/app-health/web/preStop";
+        let path = "/app-health/web/startupProbe";
         let twice = format!(r#"{{"{path}": {tcp}, "{path}": {tcp}}}"#);
         assert!(read(&twice).unwrap_err()[0].contains("there twice"));
     }
@@ -445,7 +447,8 @@ mod tests {
             assert!(problems[0].contains(why), "{text}: {problems:?}");
         }
         let many = |count: usize| {
-            let one = |n| format!(r#""/app-health/c{n}/preStop": {{"tcpSocket": {{"port": 1}}}}"#);
+            let one =
+                |n| format!(r#""/app-health/c{n}/startupProbe": {{"tcpSocket": {{"port": 1}}}}"#);
             format!("{{{}}}", (0..count).map(one).collect::<Vec<_>>().join(","))
         };
         assert_eq!(read(&many(MAX_PROBES)).unwrap().len(), MAX_PROBES);
@@ -455,15 +458,16 @@ mod tests {
 
     #[test]
     fn the_proxy_is_not_asked_about_itself() {
-        let probes = read(r#"{"/app-health/a/preStop": {"tcpSocket": {"port": 15021}}}"#).unwrap();
+        let probes =
+            read(r#"{"/app-health/a/startupProbe": {"tcpSocket": {"port": 15021}}}"#).unwrap();
         assert_eq!(of_own_ports(&probes, &[15020]), [""; 0]);
         let said = of_own_ports(&probes, &[15021]);
-        assert!(said[0].contains("/app-health/a/preStop.tcpSocket.port: 15021"), "{said:?}");
+        assert!(said[0].contains("/app-health/a/startupProbe.tcpSocket.port: 15021"), "{said:?}");
     }
 
     #[test]
     fn every_problem_is_told_at_once() {
-        let text = r#"{"/a": {"grpc": {"port": 1}}, "/app-health/web/preStop": {}}"#;
+        let text = r#"{"/a": {"grpc": {"port": 1}}, "/app-health/web/startupProbe": {}}"#;
         assert_eq!(read(text).unwrap_err().len(), 2);
     }
 }

@@ -69,16 +69,9 @@ fn pod(document: &mut Value) -> Option<&mut Value> {
 fn redirect(container: &mut Value, tasks: &mut Map<String, Value>) {
     let ports = container["ports"].clone();
     let name = container["name"].as_str().expect("a name").to_owned();
-    for pointer in [
-        "/startupProbe",
-        "/livenessProbe",
-        "/readinessProbe",
-        "/lifecycle/postStart",
-        "/lifecycle/preStop",
-    ] {
-        let Some(Value::Object(probe)) = container.pointer_mut(pointer) else { continue };
-        let hook = pointer.starts_with("/lifecycle");
-        let kinds: &[&str] = if hook { &["httpGet"] } else { &["httpGet", "tcpSocket", "grpc"] };
+    for field in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let Some(Value::Object(probe)) = container.get_mut(field) else { continue };
+        let kinds = ["httpGet", "tcpSocket", "grpc"];
         let Some(kind) = kinds.iter().find(|kind| probe.contains_key(**kind)) else { continue };
         let mut handler = probe.remove(*kind).expect("it is there");
         if let Some(named) = handler["port"].as_str() {
@@ -90,7 +83,7 @@ fn redirect(container: &mut Value, tasks: &mut Map<String, Value>) {
                 handler.as_object_mut().expect("a mapping").entry(key).or_insert(default.into());
             }
         }
-        let path = format!("/app-health/{name}/{}", pointer.rsplit('/').next().expect("a part"));
+        let path = format!("/app-health/{name}/{field}");
         let mut task = json!({*kind: handler});
         if let Some(seconds) = probe.get("timeoutSeconds") {
             task["timeoutSeconds"] = seconds.clone();
