@@ -1,5 +1,7 @@
 //! Pods that must not get a sidecar as they are, and those that can get around theirs.
 
+use pillion_app_probes::is_container_name;
+
 use crate::diagnostic::{Finding, Kind, printable};
 use crate::manifest::{Container, Pod, int, ints, is_set};
 use crate::sidecar::{IDENTITY_VOLUME, POLICY_VOLUME, PROXY_ID, PROXY_PORTS};
@@ -43,6 +45,14 @@ pub(crate) fn check(tree: &Tree, pod: &Pod, containers: &[Container], found: &mu
         if containers.iter().take(index).any(|other| other.name == container.name) {
             let name = printable(&container.name);
             let message = format!("a second container `{name}`; give each its own name");
+            found.push(Finding::new(Kind::ContainerName, container.at, message));
+        }
+        if !is_container_name(&container.name) {
+            let message = format!(
+                "Kubernetes takes no container `{}`; write lower-case letters, digits and -, 63 of \
+                 them at most",
+                printable(&container.name)
+            );
             found.push(Finding::new(Kind::ContainerName, container.at, message));
         }
         check_container(tree, container, sees, found);
@@ -101,7 +111,7 @@ fn check_container(
     for port in tree.get(container.place, "ports").iter().flat_map(|p| tree.items(p.value)) {
         let number = tree.text_of(port, "containerPort").and_then(int).unwrap_or(0);
         let tcp = tree.text_of(port, "protocol").is_none_or(|protocol| protocol == "TCP");
-        if tcp && PROXY_PORTS.contains(&number) {
+        if tcp && PROXY_PORTS.iter().any(|port| i64::from(*port) == number) {
             let at = tree.get(port, "containerPort").map_or(0, |entry| tree.start(entry.key));
             let message = format!("the proxy listens on port {number}; give the app another one");
             found.push(Finding::new(Kind::PortClash, at, message));

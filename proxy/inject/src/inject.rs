@@ -1,6 +1,6 @@
 //! Puts the sidecar into every pod of a text.
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
 use crate::checks::check;
 use crate::diagnostic::{Finding, Kind, Severity};
@@ -99,15 +99,13 @@ fn plan_pod(
     };
     let layout = editor.layout(&pod.spec, Some(&list));
 
+    let sidecar = Sidecar::new(&settings, probes::variable(tree, &probes)?);
     let mut record = Record::default();
-    let mut tasks = Map::new();
-    for Probe { path, handler, task } in probes {
+    for Probe { path, handler, .. } in probes {
         let (name, asks) = stand_in(&path);
         let was = editor.exchange(&handler, (name, &asks), layout)?;
-        record.probes.insert(path.clone(), was);
-        tasks.insert(path, task);
+        record.probes.insert(path, was);
     }
-    let sidecar = Sidecar::new(&settings, &tasks);
     for (key, items) in [("initContainers", sidecar.containers), ("volumes", sidecar.volumes)] {
         match tree.get(pod.spec.value, key) {
             None => {

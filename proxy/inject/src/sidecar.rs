@@ -16,9 +16,9 @@ pub(crate) const IDENTITY_VOLUME: &str = "pillion-identity";
 /// The user and group of the proxy, whose connections are not captured.
 pub(crate) const PROXY_ID: i64 = 1337;
 /// Admin, outbound, inbound, metrics, health.
-pub(crate) const PROXY_PORTS: [i64; 5] = [15000, 15001, 15006, 15020, HEALTH_PORT];
+pub(crate) const PROXY_PORTS: [u16; 5] = [15000, 15001, 15006, 15020, HEALTH_PORT];
 /// Where the kubelet asks instead of the app.
-pub(crate) const HEALTH_PORT: i64 = 15021;
+pub(crate) const HEALTH_PORT: u16 = 15021;
 
 const CERTIFICATES: &str = "/var/run/secrets/spiffe.io";
 const SOCKETS: &str = "/spiffe-workload-api";
@@ -36,8 +36,8 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// `probes` is the value of `PILLION_APP_PROBES`; empty without one.
-    pub(crate) fn new(settings: &Settings, probes: &Map<String, Value>) -> Self {
+    /// `probes` is the value of `PILLION_APP_PROBES`.
+    pub(crate) fn new(settings: &Settings, probes: Option<String>) -> Self {
         let identity = Identity::new(settings);
         let policy = json!({"name": settings.get("policy")});
         Self {
@@ -85,7 +85,7 @@ fn init(settings: &Settings) -> Value {
     container.into()
 }
 
-fn proxy(settings: &Settings, identity: &Identity, probes: &Map<String, Value>) -> Value {
+fn proxy(settings: &Settings, identity: &Identity, probes: Option<String>) -> Value {
     let mut container = container(PROXY, settings.get("proxy-image"), settings);
     put(&mut container, "restartPolicy", "Always".into());
     let mut env = identity.env.clone();
@@ -94,9 +94,8 @@ fn proxy(settings: &Settings, identity: &Identity, probes: &Map<String, Value>) 
             env.push(json!({"name": name, "value": settings.get(option)}));
         }
     }
-    if !probes.is_empty() {
-        let value = crate::emit::json(&Value::Object(probes.clone()), None);
-        env.push(json!({"name": "PILLION_APP_PROBES", "value": value}));
+    if let Some(probes) = probes {
+        env.push(json!({"name": "PILLION_APP_PROBES", "value": probes}));
     }
     put(&mut container, "env", env.into());
     let health = |path: &str| json!({"path": path, "port": HEALTH_PORT});

@@ -123,6 +123,27 @@ fn examples() -> Vec<(Kind, String, &'static str)> {
             pod("", "livenessProbe: {timeoutSeconds: x, grpc: {port: 1}}"),
             "timeoutSeconds: x, grpc: {port: 1}}",
         ),
+        (Kind::Probe, pod("", "livenessProbe: {tcpSocket: {port: 15021}}"), "port: 15021}}"),
+        (Kind::Probe, pod("", "livenessProbe: {httpGet: {port: 80, path: //a}}"), "path: //a}}"),
+        (
+            Kind::Probe,
+            pod("", "livenessProbe: {httpGet: {port: 80, httpHeaders: [{name: A B, value: x}]}}"),
+            "name: A B, value: x}]}}",
+        ),
+        (
+            Kind::Probe,
+            pod(
+                "",
+                "livenessProbe: {httpGet: {port: 80, httpHeaders: [{name: A, value: \"x\\ny\"}]}}",
+            ),
+            "value: \"x\\ny\"}]}}",
+        ),
+        (
+            Kind::Probe,
+            pod("", "livenessProbe: {grpc: {port: 80}, timeoutSeconds: 86401}"),
+            "timeoutSeconds: 86401}",
+        ),
+        (Kind::ContainerName, pod("initContainers: [{name: Web}]", "image: a"), "Web}]"),
         (
             Kind::UnknownAnnotation,
             annotated("{pillion.dev/log-level: debug}"),
@@ -270,6 +291,29 @@ fn a_hook_is_left_as_it_is() {
         &format!("  name: web\n  annotations:\n    {RECORD}: '{record}'\n"),
     );
     assert_eq!(uninject("f", &before).unwrap(), text);
+}
+
+#[test]
+fn too_many_probes_or_too_long_ones_are_refused_at_the_one_that_is_too_much() {
+    let containers = |count: usize, probe: &dyn Fn(usize) -> String| -> String {
+        let one = |n| format!("  - name: c{n}\n    livenessProbe: {}\n", probe(n));
+        (0..count).map(one).collect()
+    };
+    let text = |containers: &str| pod("", "image: a") + containers;
+    let tcp = |_| "{tcpSocket: {port: 80}}".to_owned();
+    let most = text(&containers(64, &tcp));
+    assert_eq!(found(&most), []);
+    let errors = inject("f", &text(&containers(65, &tcp)), &Settings::default()).unwrap_err();
+    let error = &errors.as_slice()[0];
+    assert_eq!((error.kind, error.line), (Kind::Probe, most.lines().count() + 2), "{error}");
+    let long = |n| {
+        let length = if n == 7 { 30_000 } else { 4_000 };
+        format!("{{httpGet: {{port: 80, path: /{}}}}}", "x".repeat(length))
+    };
+    let errors = inject("f", &text(&containers(10, &long)), &Settings::default()).unwrap_err();
+    let error = &errors.as_slice()[0];
+    assert_eq!((error.kind, error.line), (Kind::Probe, 8 + 7 * 2 + 2), "{error}");
+    assert!(error.message.contains("65536 bytes"), "{error}");
 }
 
 #[test]

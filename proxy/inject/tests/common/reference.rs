@@ -79,9 +79,11 @@ fn redirect(container: &mut Value, tasks: &mut Map<String, Value>) {
             handler["port"] = port.expect("it is named")["containerPort"].clone();
         }
         if *kind == "httpGet" {
-            for (key, default) in [("path", "/"), ("scheme", "HTTP")] {
-                handler.as_object_mut().expect("a mapping").entry(key).or_insert(default.into());
-            }
+            let path = handler.get("path").and_then(Value::as_str).unwrap_or_default();
+            let path = pillion_app_probes::request_target(path).expect("a path alone");
+            handler["path"] = path.into();
+            let handler = handler.as_object_mut().expect("a mapping");
+            handler.entry("scheme").or_insert("HTTP".into());
         }
         let path = format!("/app-health/{name}/{field}");
         let mut task = json!({*kind: handler});
