@@ -50,6 +50,27 @@ fn examples() -> Vec<(Kind, String, &'static str)> {
         (Kind::DuplicateKey, pod("nodeName: a\nnodeName: b", "image: a"), "nodeName: b"),
         (Kind::DuplicateKey, pod("", "image: a\nenv: [{name: a, name: b}]"), "name: b}]"),
         (Kind::DuplicateKey, "kind: A\nkind: Pod\n".to_owned(), "kind: Pod"),
+        (
+            Kind::DuplicateKey,
+            "kind: List\napiVersion: v1\nitems: [{kind: ConfigMap, kind: Pod}]\n".to_owned(),
+            "kind: Pod}]",
+        ),
+        (
+            Kind::DuplicateKey,
+            format!(
+                "x: &x {{hostNetwork: true}}\n{}",
+                pod("hostNetwork: false\n<<: *x", "image: a")
+            ),
+            "<<: *x",
+        ),
+        (Kind::YamlSyntax, pod("# y\u{2028}  hostNetwork: true", "image: a"), "\u{2028}  host"),
+        (Kind::YamlSyntax, pod("!!binary aG9zdE5ldHdvcms=: true", "image: a"), "!!binary"),
+        (Kind::YamlSyntax, pod("nodeName:\n\t\ta: b", "image: a"), ""),
+        (
+            Kind::ProxyId,
+            pod("securityContext: {runAsUser: .1337e+4}", "image: a"),
+            "runAsUser: .13",
+        ),
         (Kind::WrongType, "kind: Pod\napiVersion: v1\nspec: []\n".to_owned(), "spec: []"),
         (Kind::WrongType, pod("initContainers: {a: b}", "image: a"), "initContainers: {a: b}"),
         (Kind::WrongType, "{kind: Pod, apiVersion: v1, spec: {}}".to_owned(), "spec: {}}"),
@@ -69,6 +90,9 @@ fn examples() -> Vec<(Kind, String, &'static str)> {
         ),
         (Kind::HostNetwork, pod("hostNetwork: true", "image: a"), "hostNetwork: true"),
         (Kind::HostNetwork, pod("hostNetwork: yes", "image: a"), "hostNetwork: yes"),
+        (Kind::HostNetwork, pod("hostNetwork: on", "image: a"), "hostNetwork: on"),
+        (Kind::HostNetwork, pod("hostNetwork: y", "image: a"), "hostNetwork: y"),
+        (Kind::HostNetwork, pod("hostNetwork: !!bool \"True\"", "image: a"), "hostNetwork: !!bool"),
         (Kind::HostNetwork, pod("hostNetwork: \"true\"", "image: a"), "hostNetwork: \"true\""),
         (Kind::Windows, pod("os: {name: windows}", "image: a"), "name: windows}"),
         (
