@@ -2,18 +2,20 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::checks::check;
+use crate::checks::{check, secret_readers};
 use crate::diagnostic::{Finding, Kind, Severity};
 use crate::edit::{Editor, shared};
 use crate::emit::Layout;
 use crate::layers::{annotated, configured};
-use crate::manifest::{Container, Pod, pods};
+use crate::manifest::{Container, Pod, resources};
 use crate::options::Settings;
 use crate::probes::{self, Probe, stand_in};
 use crate::record::{RECORD, Record};
+use crate::resources;
 use crate::sidecar::Sidecar;
 use crate::tree::{Entry, Tree};
 use crate::uninject::clean;
+use crate::unknown;
 
 /// The new text, and warnings; or what refuses it.
 pub(crate) fn inject(
@@ -51,7 +53,9 @@ fn plan(text: &str, settings: &Settings, found: &mut Vec<Finding>) -> Option<Str
     };
     let settings = configured(&tree, settings, found);
     let mut editor = Editor::new(text, &tree);
-    for pod in pods(&tree, found) {
+    let (pods, unknown) = resources(&tree, found);
+    found.extend(unknown.iter().filter_map(|it| unknown::warning(&tree, it, &settings)));
+    for pod in pods {
         let mut own = Vec::new();
         if let Err(finding) = plan_pod(&tree, &pod, &settings, &mut editor, &mut own) {
             own.push(finding);
@@ -86,6 +90,8 @@ fn plan_pod(
     }
     let containers = pod.containers(tree, found);
     check(tree, pod, &containers, found);
+    found.extend(secret_readers(tree, pod, &containers, &settings));
+    found.extend(resources::of_pod(tree, pod, &containers, &settings));
     let probes: Vec<Probe> =
         containers.iter().flat_map(|container| probes::find(tree, container, found)).collect();
     // What is wrong already would be found wrong again.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::diagnostic::{Finding, Kind, Resource};
 use crate::tree::{Entry, Id, Place, Tree, Value};
+use crate::unknown::{self, Unknown};
 
 /// Kind, group of its `apiVersion`, and the keys that lead to the pod's `metadata` and `spec`.
 const WORKLOADS: &[(&str, &str, &[&str])] = &[
@@ -12,6 +13,8 @@ const WORKLOADS: &[(&str, &str, &[&str])] = &[
     ("StatefulSet", "apps", &["spec", "template"]),
     ("DaemonSet", "apps", &["spec", "template"]),
     ("ReplicaSet", "apps", &["spec", "template"]),
+    ("ReplicationController", "", &["spec", "template"]),
+    ("PodTemplate", "", &["template"]),
     ("Job", "batch", &["spec", "template"]),
     ("CronJob", "batch", &["spec", "jobTemplate", "spec", "template"]),
 ];
@@ -31,6 +34,8 @@ pub(crate) struct Pod {
     pub(crate) spec: Entry,
     /// The resource's own metadata, where that is not the pod's.
     pub(crate) outer_metadata: Option<Place>,
+    /// A StatefulSet's `volumeClaimTemplates`, which are volumes of the pod, too.
+    pub(crate) claims: Vec<Place>,
 }
 
 /// A container of a pod.
@@ -51,11 +56,17 @@ impl Container {
 
 /// Every pod of the documents, in their order.
 pub(crate) fn pods(tree: &Tree, found: &mut Vec<Finding>) -> Vec<Pod> {
-    let mut visitor = Visitor { tree, seen: HashSet::new(), pods: Vec::new(), found };
+    resources(tree, found).0
+}
+
+/// The same, and the templates of pods in kinds that are unknown.
+pub(crate) fn resources(tree: &Tree, found: &mut Vec<Finding>) -> (Vec<Pod>, Vec<Unknown>) {
+    let (pods, unknown) = (Vec::new(), Vec::new());
+    let mut visitor = Visitor { tree, seen: HashSet::new(), pods, unknown, found };
     for &root in &tree.documents {
         visitor.visit(tree.place(root), None, MAX_LISTS);
     }
-    visitor.pods
+    (visitor.pods, visitor.unknown)
 }
 
 struct Visitor<'t> {
@@ -64,6 +75,7 @@ struct Visitor<'t> {
     /// cannot be changed anyway, and once is enough to say so.
     seen: HashSet<Id>,
     pods: Vec<Pod>,
+    unknown: Vec<Unknown>,
     found: &'t mut Vec<Finding>,
 }
 
@@ -94,10 +106,6 @@ impl Visitor<'_> {
         let workload = WORKLOADS.iter().find(|(name, of, _)| *name == kind && *of == group);
         // In a workload every key counts, elsewhere those that say what it is.
         let mut problems = tree.duplicate_keys(place.node, workload.is_some());
-        let Some((.., path)) = workload else {
-            self.found.extend(problems);
-            return;
-        };
         let metadata = tree.get(place, "metadata").map(|entry| entry.value);
         let named =
             |key| metadata.and_then(|m| tree.text_of(m, key)).unwrap_or_default().to_owned();
@@ -107,10 +115,21 @@ impl Visitor<'_> {
             name: named("name"),
             namespace: named("namespace"),
         };
+        let Some((.., path)) = workload else {
+            self.found.extend(problems);
+            if !kind.is_empty() && !kind.ends_with("List") {
+                self.unknown.extend(unknown::find(tree, place, &resource));
+            }
+            return;
+        };
         match pod(tree, place, path) {
             Ok((holder, spec)) => {
                 let outer_metadata = metadata.filter(|_| !path.is_empty());
-                self.pods.push(Pod { resource: resource.clone(), holder, spec, outer_metadata });
+                let claims = tree.get(place, "spec").filter(|_| kind == "StatefulSet");
+                let claims = claims.and_then(|spec| tree.get(spec.value, "volumeClaimTemplates"));
+                let claims = claims.map(|list| tree.items(list.value)).unwrap_or_default();
+                let resource = resource.clone();
+                self.pods.push(Pod { resource, holder, spec, outer_metadata, claims });
             }
             Err(problem) => problems.push(problem),
         }

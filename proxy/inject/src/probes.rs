@@ -167,7 +167,15 @@ fn handler(tree: &Tree, probe: Place, found: &mut Vec<Finding>) -> Option<Entry>
         return None;
     }
     let name = |entry: &Entry| tree.text(entry.key).unwrap_or_default();
-    handlers.into_iter().find(|entry| !["exec", "sleep"].contains(&name(entry)))
+    let handler = handlers.into_iter().find(|entry| !["exec", "sleep"].contains(&name(entry)))?;
+    let empty = tree.get(probe, "httpGet").filter(|entry| tree.is_null(entry.value));
+    if let Some(empty) = empty {
+        let message = "an `httpGet` without anything stands beside the probe's handler, where the \
+                       sidecar's has to go; leave it out";
+        found.push(Finding::new(Kind::Probe, tree.start(empty.key), message));
+        return None;
+    }
+    Some(handler)
 }
 
 /// `None` for a handler with a host of its own.
@@ -239,8 +247,13 @@ fn port(tree: &Tree, container: &Container, handler: &Entry) -> Result<i64, Find
     let text = tree.text(entry.value.node).unwrap_or_default();
     let ports = tree.get(container.place, "ports").map(|ports| tree.items(ports.value));
     let named = ports.into_iter().flatten().find(|port| tree.text_of(*port, "name") == Some(text));
-    let number = named.and_then(|port| tree.text_of(port, "containerPort")).unwrap_or(text);
-    int(number).filter(|port| (1..=65535).contains(port)).ok_or_else(|| {
+    let number = match named {
+        Some(port) => tree.text_of(port, "containerPort").and_then(int),
+        // In quotes it is a string, which the kubelet takes for decimal digits.
+        None if tree.is_quoted(entry.value) => text.parse().ok(),
+        None => int(text),
+    };
+    number.filter(|port| (1..=65535).contains(port)).ok_or_else(|| {
         let message = format!(
             "container `{}` has no port `{}`; name one of its `ports`, or write a number",
             printable(&container.name),

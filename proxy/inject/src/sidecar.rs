@@ -23,7 +23,7 @@ pub(crate) const HEALTH_PORT: u16 = 15021;
 const CERTIFICATES: &str = "/var/run/secrets/spiffe.io";
 const SOCKETS: &str = "/spiffe-workload-api";
 /// Of pillion-init, which runs for a moment.
-const INIT_CPU: &str = "10m";
+pub(crate) const INIT_CPU: &str = "10m";
 const INIT_MEMORY: &str = "16Mi";
 const INIT_MEMORY_LIMIT: &str = "64Mi";
 /// 0444: the proxy runs as a user of its own. The volume is in memory and only in its container.
@@ -66,10 +66,7 @@ fn init(settings: &Settings) -> Value {
         })
         .collect();
     put(&mut container, "env", env.into());
-    let resources = json!({
-        "requests": {"cpu": INIT_CPU, "memory": INIT_MEMORY},
-        "limits": {"memory": INIT_MEMORY_LIMIT},
-    });
+    let resources = resources((INIT_CPU, INIT_MEMORY), INIT_MEMORY_LIMIT, settings);
     put(&mut container, "resources", resources);
     let privileges = json!({
         "runAsUser": 0,
@@ -115,13 +112,11 @@ fn proxy(settings: &Settings, identity: &Identity, probes: Option<String>) -> Va
         ("readinessProbe", json!({"httpGet": health("/healthz/ready")})),
         (
             "resources",
-            json!({
-                "requests": {
-                    "cpu": settings.get("cpu-request"),
-                    "memory": settings.get("memory-request"),
-                },
-                "limits": {"memory": settings.get("memory-limit")},
-            }),
+            resources(
+                (settings.get("cpu-request"), settings.get("memory-request")),
+                settings.get("memory-limit"),
+                settings,
+            ),
         ),
         (
             "securityContext",
@@ -148,6 +143,15 @@ fn proxy(settings: &Settings, identity: &Identity, probes: Option<String>) -> Va
         put(&mut container, key, value);
     }
     container.into()
+}
+
+fn resources((cpu, memory): (&str, &str), limit: &str, settings: &Settings) -> Value {
+    let mut limits = Map::new();
+    if !settings.get("cpu-limit").is_empty() {
+        put(&mut limits, "cpu", settings.get("cpu-limit").into());
+    }
+    put(&mut limits, "memory", limit.into());
+    json!({"requests": {"cpu": cpu, "memory": memory}, "limits": limits})
 }
 
 fn container(name: &str, image: &str, settings: &Settings) -> Map<String, Value> {

@@ -258,6 +258,11 @@ impl Tree {
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
+    /// A scalar in quotes, or a block scalar: a string.
+    pub(crate) fn is_quoted(&self, place: Place) -> bool {
+        matches!(self.value(place), Some(Value::Scalar { plain: false, .. }))
+    }
+
     /// Null, or a list or mapping without anything in it.
     pub(crate) fn is_empty(&self, place: Place) -> bool {
         match self.value(place) {

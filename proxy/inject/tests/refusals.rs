@@ -135,6 +135,78 @@ fn examples() -> Vec<(Kind, String, &'static str)> {
             pod("hostPID: true", "securityContext: {capabilities: {add: [SYS_PTRACE]}}"),
             "SYS_PTRACE]}}",
         ),
+        (
+            Kind::PodResources,
+            pod(
+                "resources: {requests: {memory: 100Mi}}",
+                "image: a\nresources: {requests: {memory: 70Mi}}",
+            ),
+            "memory: 100Mi}}",
+        ),
+        (Kind::PodResources, pod("resources: {limits: {cpu: 9m}}", "image: a"), "cpu: 9m}}"),
+        (
+            Kind::BadValue,
+            annotated("{pillion.dev/cpu-limit: 5m, pillion.dev/cpu-request: 5m}"),
+            "spec:",
+        ),
+        (Kind::BadValue, annotated("{pillion.dev/memory-limit: 16Mi}"), "spec:"),
+        (
+            Kind::SharedKey,
+            pod(
+                "volumes: [{name: k, secret: {secretName: pillion-identity}}]",
+                "volumeMounts: [{name: k, mountPath: /k}]",
+            ),
+            "{name: k, mountPath: /k}]",
+        ),
+        (
+            Kind::SharedKey,
+            pod(
+                "volumes: [{name: k, projected: {sources: [{secret: {name: pillion-identity}}]}}]",
+                "volumeMounts: [{name: k, mountPath: /k}]",
+            ),
+            "{name: k, mountPath: /k}]",
+        ),
+        (
+            Kind::SharedKey,
+            pod("", "envFrom: [{secretRef: {name: pillion-identity}}]"),
+            "{secretRef: {name: pillion-identity}}]",
+        ),
+        (
+            Kind::SharedKey,
+            pod(
+                "",
+                "env: [{name: K, valueFrom: {secretKeyRef: {name: pillion-identity, key: tls.key}}}]",
+            ),
+            "{name: K, valueFrom",
+        ),
+        (
+            Kind::ReservedName,
+            "kind: StatefulSet\napiVersion: apps/v1\nspec:\n  volumeClaimTemplates:\n  - metadata: {name: \
+             pillion-identity}\n  template: {spec: {containers: [{name: a, image: b}]}}\n"
+                .to_owned(),
+            "metadata: {name: pillion-identity}",
+        ),
+        (
+            Kind::Windows,
+            pod(
+                "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+                 {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/os, operator: In, \
+                 values: [windows]}]}]}}}",
+                "image: a",
+            ),
+            "{key: kubernetes.io/os",
+        ),
+        (
+            Kind::Windows,
+            pod("securityContext: {windowsOptions: {hostProcess: true}}", "image: a"),
+            "hostProcess: true}}",
+        ),
+        (
+            Kind::Probe,
+            pod("", "livenessProbe: {httpGet: null, tcpSocket: {port: 80}}"),
+            "httpGet: null, tcp",
+        ),
+        (Kind::Probe, pod("", "livenessProbe: {tcpSocket: {port: '0x50'}}"), "port: '0x50'}}"),
         (Kind::ContainerName, pod("initContainers: [{name: app}]", "image: a"), "app"),
         (Kind::ContainerName, pod("initContainers: [{image: b}]", "image: a"), "{image: b}]"),
         (Kind::Probe, pod("", probes), "httpGet: {port: 80}, exec: {command: [a]}}"),
@@ -215,6 +287,26 @@ fn examples() -> Vec<(Kind, String, &'static str)> {
             "tcpSocket: {host: a.example, port: 80}}",
         ),
         (
+            Kind::NotInjected,
+            "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nspec:\n  template:\n    spec:\n      \
+             containers: [{name: a, image: b}]\n"
+                .to_owned(),
+            "containers: [{name: a",
+        ),
+        (
+            Kind::NotInjected,
+            "kind: JobSet\nspec:\n  replicatedJobs:\n  - template: {spec: {template: {spec: {containers: \
+             [{image: b}]}}}}\n"
+                .to_owned(),
+            "containers: [{image: b}]",
+        ),
+        (
+            Kind::NotInjected,
+            "kind: List\nitems: [{kind: pod, apiVersion: V1, spec: {containers: [{image: b}]}}]\n"
+                .to_owned(),
+            "containers: [{image: b}]",
+        ),
+        (
             Kind::Hook,
             pod("", "lifecycle: {preStop: {httpGet: {path: /drain, port: 80}}}"),
             "httpGet: {path: /drain, port: 80}}}",
@@ -277,6 +369,22 @@ fn what_is_harmless_is_taken() {
             .replace("spec:\n", "spec:\n  hostNetwork: true\n"),
         annotated("{pillion.dev/log: info}"),
         pod("", "lifecycle: {postStart: {exec: {command: [a]}}, preStop: {sleep: {seconds: 1}}}"),
+        pod(
+            "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+             {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/os, operator: In, \
+             values: [windows]}]}, {matchExpressions: [{key: a, operator: Exists}]}]}}}",
+            "image: a",
+        ),
+        // The pod's limit counts then.
+        pod("resources: {limits: {cpu: 10m, memory: 32Mi}}", "image: a"),
+        pod("volumes: [{name: k, secret: {secretName: other}}]", "volumeMounts: [{name: k, mountPath: /k}]"),
+        // No pods come of these, or none that want a sidecar.
+        "kind: ClusterPolicy\nspec: {rules: [{validate: {pattern: {spec: {containers: [{image: '*:*'}]}}}}]}\n"
+            .to_owned(),
+        "kind: Rollout\nspec:\n  template:\n    metadata: {annotations: {pillion.dev/inject: \"false\"}}\n    \
+         spec: {containers: [{image: b}]}\n"
+            .to_owned(),
+        "kind: PodMetrics\ncontainers: [{name: a, usage: {cpu: 1}}]\n".to_owned(),
         // Another machine's, which our rules do not see.
         pod("", "lifecycle: {preStop: {httpGet: {host: drain.example, port: 80}}}"),
     ] {
@@ -290,8 +398,41 @@ fn a_pod_that_is_left_alone_is_not_touched() {
     off.set(find("inject").unwrap(), "false").unwrap();
     let plain = pod("hostNetwork: true", "image: a");
     assert_eq!(inject("f", &plain, &off).unwrap().text, plain);
+    let unknown = plain.replace("kind: Pod", "kind: Rollout");
+    assert_eq!(inject("f", &unknown, &off).unwrap().warnings, []);
     let wanted = annotated("{pillion.dev/inject: \"true\"}");
     assert!(inject("f", &wanted, &off).unwrap().text.contains("pillion-proxy"));
+}
+
+#[test]
+fn a_port_in_quotes_is_decimal() {
+    let text = pod(
+        "",
+        "livenessProbe: {tcpSocket: {port: '0100'}}\nreadinessProbe: {tcpSocket: {port: 0100}}",
+    );
+    let injected = inject("f", &text, &Settings::default()).unwrap().text;
+    for part in [
+        "livenessProbe\": {\"tcpSocket\": {\"port\": 100}",
+        "readinessProbe\": {\"tcpSocket\": {\"port\": 64}",
+    ] {
+        assert!(injected.contains(part), "{injected}");
+    }
+}
+
+#[test]
+fn a_tab_that_is_none_of_yamls_is_named() {
+    let errors = inject("f", "a:\n- name:\tb\n  image: c\n", &Settings::default()).unwrap_err();
+    let error = &errors.as_slice()[0];
+    assert!(error.message.contains("a tab"), "{error}");
+    assert_eq!((error.line, error.column), (2, 8), "{error}");
+}
+
+#[test]
+fn a_cpu_limit_is_for_both_containers() {
+    let mut settings = Settings::default();
+    settings.set(find("cpu-limit").unwrap(), "200m").unwrap();
+    let injected = inject("f", &pod("", "image: a"), &settings).unwrap().text;
+    assert_eq!(injected.matches("      limits:\n        cpu: 200m\n").count(), 2, "{injected}");
 }
 
 #[test]

@@ -58,6 +58,8 @@ fn pod(document: &mut Value) -> Option<&mut Value> {
         "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" if is("apps/v1") => {
             Some(&mut document["spec"]["template"])
         }
+        "ReplicationController" if is("v1") => Some(&mut document["spec"]["template"]),
+        "PodTemplate" if is("v1") => Some(&mut document["template"]),
         "Job" if is("batch/v1") => Some(&mut document["spec"]["template"]),
         "CronJob" if is("batch/v1") => {
             Some(&mut document["spec"]["jobTemplate"]["spec"]["template"])
