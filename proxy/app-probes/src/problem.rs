@@ -38,7 +38,14 @@ impl Problem {
             Segment::Map { key } => Some(Step::key(key)),
             Segment::Enum { .. } | Segment::Unknown => None,
         };
-        Self::new(path.iter().map_while(step), what)
+        let problem = Self::new(path.iter().map_while(step), what);
+        // The place is known better than by line and column of one long line.
+        match problem.what.rsplit_once(" at line ") {
+            Some((what, _)) if !problem.place.is_empty() => {
+                Self { what: what.to_owned(), ..problem }
+            }
+            _ => problem,
+        }
     }
 
     /// The same, of a part of what this key stands for.

@@ -160,4 +160,5 @@ fn what_is_written_is_ascii_and_read_again() {
     let problems = write(wrong.as_object().unwrap()).unwrap_err();
     let place = [Step::key(path), Step::key("tcpSocket"), Step::key("port")];
     assert_eq!(problems[0].place, place, "{problems:?}");
+    assert!(problems[0].what.ends_with("from 1 to 65535"), "{problems:?}");
 }

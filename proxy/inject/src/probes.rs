@@ -85,10 +85,8 @@ fn refused(tree: &Tree, probe: Place, path: &str, task: &Json) -> Vec<Finding> {
             let Some(next) = next else { break };
             (at, place) = next;
         }
-        let message = format!(
-            "the proxy cannot run this probe: {}; mend it, or make it an `exec`",
-            problem.what
-        );
+        let cure = if problem.what.contains("; ") { "" } else { "; mend it, or make it an `exec`" };
+        let message = format!("the proxy cannot run this probe: {}{cure}", problem.what);
         Finding::new(Kind::Probe, at, message)
     };
     problems.into_iter().map(finding).collect()
