@@ -5,6 +5,7 @@
 //! billion laughs"). The nodes are in one vector: a deep tree needs no deep stack to be dropped.
 
 mod builder;
+mod characters;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -93,7 +94,28 @@ impl Tree {
             );
             return Err(Finding::new(Kind::TooLarge, 0, message));
         }
-        builder::parse(text)
+        characters::check(text)?;
+        let tree = builder::parse(text)?;
+        tree.check_merges()?;
+        Ok(tree)
+    }
+
+    /// With more merges than are looked into, a key could be overlooked.
+    fn check_merges(&self) -> Result<(), Finding> {
+        let mut left = MAX_MERGED - 1;
+        for node in &self.nodes {
+            let Value::Map(_, entries) = &node.value else { continue };
+            for &(key, value) in entries.iter().filter(|(key, _)| self.is_merge(*key)) {
+                let sources = self.items(self.place(value)).len().max(1);
+                left = left.checked_sub(sources).ok_or_else(|| {
+                    let message = format!(
+                        "more than {MAX_MERGED} mappings are merged with `<<`; write some of them out"
+                    );
+                    Finding::new(Kind::TooDeep, self.start(key), message)
+                })?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn node(&self, id: Id) -> Option<&Node> {
@@ -236,6 +258,11 @@ impl Tree {
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
+    /// A scalar in quotes, or a block scalar: a string.
+    pub(crate) fn is_quoted(&self, place: Place) -> bool {
+        matches!(self.value(place), Some(Value::Scalar { plain: false, .. }))
+    }
+
     /// Null, or a list or mapping without anything in it.
     pub(crate) fn is_empty(&self, place: Place) -> bool {
         match self.value(place) {
@@ -245,7 +272,9 @@ impl Tree {
         }
     }
 
-    /// The second of two equal keys, anywhere below `root` or in it alone.
+    /// The second of two equal keys, anywhere below `root` or in it alone; also where the second
+    /// one is merged, because then readers differ as well: YAML's merge type says that the
+    /// mapping's own key wins, and go-yaml 2, which kubectl has, takes the last one.
     pub(crate) fn duplicate_keys(&self, root: Id, deep: bool) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut stack = vec![root];
@@ -254,6 +283,7 @@ impl Tree {
                 Some(Value::Map(_, entries)) => {
                     let mut seen = HashSet::new();
                     for &(key, value) in entries {
+                        found.extend(self.merged_over(key, value, &seen));
                         if let Some(text) = self.text(key).filter(|text| !seen.insert(*text)) {
                             let message = format!(
                                 "the key `{}` stands here a second time; leave one of them out",
@@ -270,6 +300,25 @@ impl Tree {
             }
         }
         found
+    }
+
+    /// A merge key whose mapping has one of the keys before it.
+    fn merged_over(&self, key: Id, value: Id, before: &HashSet<&str>) -> Option<Finding> {
+        let place = self.place(value);
+        let sources = match self.value(place) {
+            _ if !self.is_merge(key) => Vec::new(),
+            Some(Value::Seq(..)) => self.items(place),
+            _ => vec![place],
+        };
+        let entries = sources.into_iter().flat_map(|source| self.effective(source));
+        let twice =
+            entries.filter_map(|entry| self.text(entry.key)).find(|key| before.contains(key))?;
+        let message = format!(
+            "what is merged here has the key `{}`, too, which stands before it, and readers differ in \
+             which one they take; write `<<` first",
+            crate::diagnostic::printable(twice)
+        );
+        Some(Finding::new(Kind::DuplicateKey, self.start(key), message))
     }
 
     /// An anchor inside one of the ranges that is used outside of all of them; the ranges are in
@@ -373,10 +422,42 @@ mod tests {
         assert_eq!(refused("a: &x [*x]"), (Kind::YamlSyntax, 7));
         assert_eq!(refused("ü: {\n").0, Kind::YamlSyntax);
         assert_eq!(refused("a: *x").0, Kind::YamlSyntax);
+        for c in ['\u{85}', '\u{2028}', '\u{2029}', '\u{feff}', '\0', '\u{1}', '\u{7f}', '\u{ffff}']
+        {
+            assert_eq!(refused(&format!("a: 1 # y{c}  b: 2")), (Kind::YamlSyntax, 8), "{c:?}");
+        }
+        assert_eq!(refused("\u{feff}\u{feff}a: 1"), (Kind::YamlSyntax, 3));
+        assert!(Tree::parse("\u{feff}a: \"\\u2028\\u0085\"\t# \u{a0}\u{1f600}\r\n").is_ok());
+        for tag in ["!!binary", "!!merge", "!<tag:yaml.org,2002:binary>", "!!bin%61ry"] {
+            assert_eq!(refused(&format!("a: {tag} eA==")), (Kind::YamlSyntax, 3), "{tag}");
+            assert_eq!(refused(&format!("{tag} eA==: a")), (Kind::YamlSyntax, 0), "{tag}");
+        }
+        let handle = "%TAG !e! tag:yaml.org,2002:\n--- !e!binary eA==\n";
+        assert_eq!(refused(handle).0, Kind::YamlSyntax);
+        assert!(Tree::parse("a: !!str b\n!local c: !!int \"1\"\nd: !!map {e: !!seq []}\n").is_ok());
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
         assert_eq!(refused(&nested(MAX_DEPTH + 1)), (Kind::TooDeep, MAX_DEPTH));
         assert!(Tree::parse(&nested(MAX_DEPTH)).is_ok());
         assert_eq!(refused(&" ".repeat(MAX_BYTES + 1)).0, Kind::TooLarge);
+    }
+
+    #[test]
+    fn a_merge_that_readers_take_differently_is_found() {
+        let at = |text: &str| -> Vec<usize> {
+            let tree = Tree::parse(text).unwrap();
+            tree.duplicate_keys(tree.documents[0], true).iter().map(|f| f.at).collect()
+        };
+        assert_eq!(at("x: &x {a: 1}\ny: {a: 2, <<: *x}\n"), [23]);
+        assert_eq!(at("x: &x {a: 1}\ny: {a: 2, <<: [{b: 1}, *x]}\n"), [23]);
+        assert_eq!(at("x: &x {a: 1}\ny: {b: 2, <<: *x, a: 3}\n"), [0; 0]);
+        assert_eq!(at("x: &x {a: 1}\ny: {a: 2, \"<<\": *x}\n"), [0; 0]);
+    }
+
+    #[test]
+    fn more_merges_than_are_looked_into_are_refused() {
+        let text = |n: usize| format!("x: &x {{a: 1}}\ny:\n{}", "- {<<: [*x, *x]}\n".repeat(n));
+        assert!(Tree::parse(&text(499)).is_ok());
+        assert_eq!(Tree::parse(&text(500)).unwrap_err().kind, Kind::TooDeep);
     }
 
     #[test]

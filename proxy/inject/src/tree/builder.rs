@@ -1,8 +1,9 @@
 //! Makes a [`Tree`] of the parser's events, and finds where each node ends, which they leave open.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
 use super::{Id, Node, Style, Tree, Value};
 use crate::diagnostic::{Finding, Kind};
@@ -44,7 +45,12 @@ pub(super) fn parse(text: &str) -> Result<Tree, Finding> {
             Ok((event, span)) => builder.take(event, span)?,
             Err(error) => {
                 let at = builder.byte(error.marker().index());
-                let message = format!("this is not YAML: {}; mend it here", error.info());
+                let tab = builder.tab_around(at);
+                let message = match tab {
+                    Some(_) => "a tab stands where YAML wants spaces; write spaces".to_owned(),
+                    None => format!("this is not YAML: {}; mend it here", error.info()),
+                };
+                let at = tab.unwrap_or(at);
                 return Err(Finding::new(Kind::YamlSyntax, at, message));
             }
         }
@@ -63,7 +69,8 @@ impl Builder<'_> {
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Finding> {
         let (start, span_end) = (self.byte(span.start.index()), self.byte(span.end.index()));
         match event {
-            Event::Scalar(text, style, anchor, _) => {
+            Event::Scalar(text, style, anchor, tag) => {
+                check_tag(start, tag.as_ref())?;
                 let quote = match style {
                     ScalarStyle::SingleQuoted => Some('\''),
                     ScalarStyle::DoubleQuoted => Some('"'),
@@ -85,8 +92,14 @@ impl Builder<'_> {
                 }
                 self.finish(Value::Alias(target), start, self.trimmed(span_end), 0);
             }
-            Event::SequenceStart(anchor, _) => self.begin(false, anchor, start, span_end)?,
-            Event::MappingStart(anchor, _) => self.begin(true, anchor, start, span_end)?,
+            Event::SequenceStart(anchor, tag) => {
+                check_tag(start, tag.as_ref())?;
+                self.begin(false, anchor, start, span_end)?;
+            }
+            Event::MappingStart(anchor, tag) => {
+                check_tag(start, tag.as_ref())?;
+                self.begin(true, anchor, start, span_end)?;
+            }
             // The span of a bracket goes on to the next token.
             Event::SequenceEnd | Event::MappingEnd => self.close(start + 1),
             Event::Nothing
@@ -96,6 +109,16 @@ impl Builder<'_> {
             | Event::DocumentEnd => {}
         }
         Ok(())
+    }
+
+    /// A tab at this byte, or among the white space before it.
+    fn tab_around(&self, at: usize) -> Option<usize> {
+        if self.text.get(at..)?.starts_with('\t') {
+            return Some(at);
+        }
+        let before = self.text.get(..at)?;
+        let space = before.trim_end_matches([' ', '\t']).len();
+        Some(space + before.get(space..)?.find('\t')?)
     }
 
     /// After the closing quote: the event's span goes on to the next token.
@@ -175,6 +198,21 @@ impl Builder<'_> {
             None => self.documents.push(id),
         }
     }
+}
+
+/// A tag of YAML's own that makes another text of a scalar, such as `!!binary`, or a merge of any
+/// key: what Kubernetes' tools would read is not what stands here.
+fn check_tag(at: usize, tag: Option<&Cow<'_, Tag>>) -> Result<(), Finding> {
+    const CORE: &str = "tag:yaml.org,2002:";
+    const PLAIN: [&str; 7] = ["str", "int", "bool", "float", "null", "map", "seq"];
+    let Some(tag) = tag else { return Ok(()) };
+    let name = format!("{}{}", tag.handle, tag.suffix);
+    let own = name.strip_prefix(CORE).or_else(|| name.strip_prefix("!!"));
+    if own.is_none_or(|own| PLAIN.contains(&own)) && !name.contains('%') {
+        return Ok(());
+    }
+    let message = "a tag that makes another value of what stands here; write the value itself";
+    Err(Finding::new(Kind::YamlSyntax, at, message))
 }
 
 /// What comes after a node's tag and anchor.
