@@ -5,7 +5,7 @@
 //! it and `pillion-proxy` reads it; the format and its limits are here, once for both, so that
 //! nothing is written that would stop the proxy at its start.
 //!
-//! * [`read`] is the proxy's side, and [`write`] the other: it gives out what `read` takes;
+//! * [`read`] is the proxy's side, and [`write()`] the other: it gives out what `read` takes;
 //! * `written` is the object as it stands there, and what is checked of it;
 //! * [`request_target`] is what the kubelet would make of a probe's `path`;
 //! * [`Problem`] says what is wrong, and where.

@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Each is what Go 1.24's `url.Parse(path)`, with scheme and host set, gives as `RequestURI()`.
+    /// By the rules of Go's `net/url`: `Parse`, `EscapedPath`, `RequestURI`.
     #[test]
     fn a_path_is_asked_for_as_the_kubelet_asks() {
         for (path, want) in [
