@@ -14,7 +14,7 @@ help: ## what there is
 setup: ## install what the demo and the tests need (Debian packages)
 	@scripts/setup
 
-build: setup ## build the four binaries
+build: setup ## build the programs
 	cargo build --locked --workspace --bins
 
 demo: build ## the guided tour; needs root for network namespaces
