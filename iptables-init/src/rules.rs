@@ -84,10 +84,14 @@ pub enum Chain {
     Outbound,
     /// Sends to the outbound listener.
     Redirect,
+    /// The kernel's hook for the packets that this pod takes.
+    Taken,
     /// The kernel's hook for the packets that this pod sends.
     Sent,
-    /// Refuses connections that should have been redirected and were not.
-    Guard,
+    /// Refuses connections to the app that should have been redirected and were not.
+    GuardIn,
+    /// The same for those that the app dials.
+    GuardOut,
 }
 
 /// What every chain of ours begins with; what has this name and is not in the model is stale.
@@ -103,7 +107,7 @@ impl Chain {
                 &[Chain::Prerouting, Chain::Output],
                 &[Chain::Inbound, Chain::InRedirect, Chain::Outbound, Chain::Redirect],
             ),
-            TableName::Filter => (&[Chain::Sent], &[Chain::Guard]),
+            TableName::Filter => (&[Chain::Taken, Chain::Sent], &[Chain::GuardIn, Chain::GuardOut]),
         }
     }
 
@@ -111,7 +115,7 @@ impl Chain {
     #[must_use]
     pub fn table(self) -> TableName {
         match self {
-            Chain::Sent | Chain::Guard => TableName::Filter,
+            Chain::Taken | Chain::Sent | Chain::GuardIn | Chain::GuardOut => TableName::Filter,
             _ => TableName::Nat,
         }
     }
@@ -126,7 +130,9 @@ impl Chain {
             Chain::InRedirect => "PILLION_IN_REDIRECT",
             Chain::Outbound => "PILLION_OUTPUT",
             Chain::Redirect => "PILLION_REDIRECT",
-            Chain::Guard => "PILLION_GUARD",
+            Chain::Taken => "INPUT",
+            Chain::GuardIn => "PILLION_GUARD_IN",
+            Chain::GuardOut => "PILLION_GUARD_OUT",
         }
     }
 }
@@ -250,7 +256,8 @@ impl RuleSet {
             Rule::new(Chain::Prerouting, Target::Jump(Chain::Inbound)).tcp(),
             Rule::new(Chain::Output, Target::Jump(Chain::Outbound)).tcp(),
         ];
-        rules.extend(inbound(config, family));
+        let captured = Rule::new(Chain::Inbound, Target::Jump(Chain::InRedirect)).tcp();
+        rules.extend(inbound(config, family, &captured, &PLAINTEXT_PORTS));
         rules.push(
             Rule::new(Chain::InRedirect, Target::RedirectTo(config.inbound_port.get())).tcp(),
         );
@@ -259,8 +266,10 @@ impl RuleSet {
         rules.extend(outbound(config, family, &captured));
         rules
             .push(Rule::new(Chain::Redirect, Target::RedirectTo(config.outbound_port.get())).tcp());
-        rules.push(Rule::new(Chain::Sent, Target::Jump(Chain::Guard)).opening());
-        rules.extend(guard(config, family));
+        rules.push(Rule::new(Chain::Taken, Target::Jump(Chain::GuardIn)).opening());
+        rules.push(Rule::new(Chain::Sent, Target::Jump(Chain::GuardOut)).opening());
+        rules.extend(guard_in(config, family));
+        rules.extend(guard_out(config, family));
         Self(rules)
     }
 
@@ -276,22 +285,21 @@ impl RuleSet {
     }
 }
 
-/// The exclusions come first, and hold for hairpins as well: these enter by the same chain.
-fn inbound(config: &Config, family: Family) -> Vec<Rule> {
-    let left_alone = || Rule::new(Chain::Inbound, Target::Return);
-    let captured = || Rule::new(Chain::Inbound, Target::Jump(Chain::InRedirect));
-    let plaintext: PortSet =
-        PLAINTEXT_PORTS.into_iter().filter_map(|port| PortRange::new(port, port)).collect();
+/// What peers dial: the exclusions, then all or what the user limits it to, which ends as `captured`
+/// says. In nat, the exclusions hold for hairpins as well: these enter by the same chain.
+fn inbound(config: &Config, family: Family, captured: &Rule, left: &[u16]) -> Vec<Rule> {
+    let left_alone = || Rule::new(captured.chain, Target::Return);
+    let left: PortSet = left.iter().filter_map(|port| PortRange::new(*port, *port)).collect();
 
     let mut rules = Vec::new();
     rules.extend(config.exclude_interfaces.iter().map(|name| left_alone().arriving_on(name)));
     rules.extend(of(family, &config.inbound_exclude_cidrs).map(|net| left_alone().from(net)));
-    let excluded = plaintext.with(&config.inbound_exclude_ports);
+    let excluded = left.with(&config.inbound_exclude_ports);
     rules.extend(excluded.multiports().into_iter().map(|ports| left_alone().ports(ports)));
     match &config.inbound_ports {
-        Scope::All => rules.push(captured().tcp()),
+        Scope::All => rules.push(captured.clone()),
         Scope::Only(ports) => {
-            rules.extend(ports.multiports().into_iter().map(|ports| captured().ports(ports)));
+            rules.extend(ports.multiports().into_iter().map(|it| captured.clone().ports(it)));
         }
     }
     rules
@@ -352,20 +360,31 @@ fn outbound(config: &Config, family: Family, captured: &Rule) -> Vec<Rule> {
     rules
 }
 
-/// What the app dials and nat did not redirect, once it is about to leave.
-///
-/// nat is asked for the first packet of a connection alone, and the kernel's list of connections
-/// (conntrack) takes a packet for one of those that it has when addresses and ports are the same.
-/// A connection of the proxy's that was reset by its server stays in that list for 10 s, and one
-/// that was never answered for 120 s (nf_conntrack-sysctl.rst). When the app gets its port for the
-/// same server meanwhile, its connection would go out as the proxy's did: past the proxy.
-fn guard(config: &Config, family: Family) -> Vec<Rule> {
-    let left_alone = || Rule::new(Chain::Guard, Target::Return);
+// The guards. nat is asked for the first packet of a connection alone, and the kernel's list of
+// connections (conntrack) takes a packet for one of those that it has when addresses and ports are
+// the same. A connection of the proxy's that was reset by its server stays in that list for 10 s,
+// and one that was never answered for 120 s (nf_conntrack-sysctl.rst).
+
+/// What the app dials and nat did not redirect, once it is about to leave: the app got the port of
+/// such a connection for the same server. It would go out as the proxy's did, past the proxy.
+fn guard_out(config: &Config, family: Family) -> Vec<Rule> {
+    let left_alone = || Rule::new(Chain::GuardOut, Target::Return);
     // What was redirected has a new destination, and still the old interface.
     let mut rules = vec![left_alone().leaving_on("lo"), left_alone().to(loopback(family))];
     let proxy = [Owner::User(config.proxy_uid), Owner::Group(config.proxy_gid)];
     rules.extend(proxy.map(|owner| left_alone().owned_by(owner)));
-    rules.extend(outbound(config, family, &Rule::new(Chain::Guard, Target::Reset).tcp()));
+    rules.extend(outbound(config, family, &Rule::new(Chain::GuardOut, Target::Reset).tcp()));
+    rules
+}
+
+/// What a server dials from its own port and nat did not redirect, once it is about to be taken: the
+/// app has begun to listen on the port from which the proxy had dialled that server.
+fn guard_in(config: &Config, family: Family) -> Vec<Rule> {
+    let mut rules = vec![Rule::new(Chain::GuardIn, Target::Return).arriving_on("lo")];
+    let refused = Rule::new(Chain::GuardIn, Target::Reset).tcp();
+    // What was redirected has a new port.
+    let left = [&[config.inbound_port.get()][..], &PLAINTEXT_PORTS].concat();
+    rules.extend(inbound(config, family, &refused, &left));
     rules
 }
 

@@ -126,8 +126,8 @@ impl SavedTable {
     /// not in the model goes.
     ///
     /// A jump returns to the place that it had: at the end, a rule that others had put behind it
-    /// would take what was captured before. The guard's comes first: it refuses what nobody else
-    /// may let pass.
+    /// would take what was captured before. Those to the guards come first: they refuse what nobody
+    /// else may let pass.
     #[must_use]
     pub fn replacement(&self, rules: &RuleSet) -> String {
         let wanted = self.wanted();
@@ -138,7 +138,9 @@ impl SavedTable {
             let append = rule.to_string();
             let hook = rule.chain.name();
             let place = match rule.chain {
-                Chain::Sent => self.rules.iter().any(|rule| rule.chain == hook).then_some(1),
+                Chain::Taken | Chain::Sent => {
+                    self.rules.iter().any(|rule| rule.chain == hook).then_some(1)
+                }
                 _ => self.jumps().find(|jump| jump.chain == hook).map(|jump| jump.number),
             };
             match (place, append.strip_prefix(&format!("-A {hook}"))) {

@@ -92,11 +92,14 @@ mod tests {
 
         assert!(!unguarded.removal().unwrap().contains("*filter"));
         let removal = all.removal().unwrap();
-        assert!(removal.contains("*nat\n") && removal.contains("-X PILLION_GUARD\n"), "{removal}");
+        assert!(
+            removal.contains("*nat\n") && removal.contains("-X PILLION_GUARD_OUT\n"),
+            "{removal}"
+        );
         let guard = Snapshot::parse(&format!("*filter{}", text.split_once("*filter").unwrap().1));
         assert!(guard.has_ours() && !guard.has_nat_rules());
         let nothing = Snapshot::parse("");
         assert!(!nothing.has_ours() && nothing.removal().is_none());
-        assert!(nothing.return_from(&guard).ends_with("-X PILLION_GUARD\nCOMMIT\n"));
+        assert!(nothing.return_from(&guard).ends_with("-X PILLION_GUARD_OUT\nCOMMIT\n"));
     }
 }

@@ -190,7 +190,7 @@ mod tests {
                 let rules = rules(arguments, family);
                 let tables = Tables::of(family, &answers(&rules, family)).unwrap();
                 assert_eq!(tables.snapshot().difference(&rules), None);
-                assert_eq!(tables.each().iter().flat_map(Table::jumps).count(), 3);
+                assert_eq!(tables.each().iter().flat_map(Table::jumps).count(), 4);
                 let rows = tables.each().iter().flat_map(|table| &table.rules);
                 let bodies: Vec<String> =
                     rows.map(|row| format!("-A {} {}", row.chain, row.body)).collect();
@@ -230,18 +230,18 @@ mod tests {
         let rules = rules(&[], Family::V4);
         let replace = Change::Replace(Family::V4, &rules);
         let [nat, filter] = TableName::ALL.map(|table| rules.of(table).count());
-        // A table, two hooks, four chains; then the rules. In filter, one hook and one chain.
-        let first = [vec![0], vec![3; 6], vec![6; nat], vec![0], vec![3; 2], vec![6; filter]];
+        // A table, two hooks, four chains; then the rules. In filter, two hooks and two chains.
+        let first = [vec![0], vec![3; 6], vec![6; nat], vec![0], vec![3; 4], vec![6; filter]];
         assert_eq!(kinds(&replace, &Tables::default()), first.concat());
 
         let tables = Tables::of(Family::V4, &answers(&rules, Family::V4)).unwrap();
         // Our chains emptied, the jumps put before the old ones, these removed, the rest.
         let again = [vec![8; 4], vec![6; 2], vec![8; 2], vec![6; nat - 2]].concat();
-        let guard = [vec![8], vec![6], vec![8], vec![6; filter - 1]].concat();
-        assert_eq!(kinds(&replace, &tables), [again, guard].concat());
+        let guards = [vec![8; 2], vec![6; 2], vec![8; 2], vec![6; filter - 2]].concat();
+        assert_eq!(kinds(&replace, &tables), [again, guards].concat());
 
         let remove = Change::Remove(Family::V4);
-        let gone = [vec![8; 6], vec![5; 4], vec![8; 2], vec![5]].concat();
+        let gone = [vec![8; 6], vec![5; 4], vec![8; 4], vec![5; 2]].concat();
         assert_eq!(kinds(&remove, &tables), gone);
         let mut nothing = Batch::new();
         for table in Tables::default().each() {

@@ -5,13 +5,13 @@
 
 use super::encode;
 use super::kernel::{
-    NF_ACCEPT, NF_INET_LOCAL_OUT, NF_INET_PRE_ROUTING, NF_IP_PRI_FILTER, NF_IP_PRI_NAT_DST,
-    NFNL_BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES,
-    NFPROTO_UNSPEC, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE,
-    NFT_MSG_NEWTABLE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
-    NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE,
-    NFTA_RULE_POSITION, NFTA_RULE_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME, NLM_F_ACK,
-    NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST,
+    NF_ACCEPT, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, NF_INET_PRE_ROUTING, NF_IP_PRI_FILTER,
+    NF_IP_PRI_NAT_DST, NFNL_BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END,
+    NFNL_SUBSYS_NFTABLES, NFPROTO_UNSPEC, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWRULE, NFT_MSG_NEWTABLE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY,
+    NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN,
+    NFTA_RULE_HANDLE, NFTA_RULE_POSITION, NFTA_RULE_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST,
 };
 use super::socket::Failure;
 use super::table::Table;
@@ -164,14 +164,14 @@ impl Batch {
             Change::Remove(_) => Vec::new(),
         };
         // The jumps come first. Each takes the place of the one that was there: at the end, a rule
-        // that others had put behind it would take what was captured before. The guard's comes
-        // first: it refuses what nobody else may let pass.
+        // that others had put behind it would take what was captured before. Those to the guards
+        // come first: they refuse what nobody else may let pass.
         let (ours, jumps): (Vec<&Rule>, Vec<&Rule>) =
             rules.into_iter().partition(|rule| rule.chain.name().starts_with(CHAIN_PREFIX));
         for jump in jumps {
             let old = table.jumps().find(|old| old.chain == jump.chain.name());
             let at = match (jump.chain, old) {
-                (Chain::Sent, _) => Position::First,
+                (Chain::Taken | Chain::Sent, _) => Position::First,
                 (_, Some(old)) => Position::Before(old.handle),
                 (_, None) => Position::Last,
             };
@@ -201,6 +201,7 @@ impl Batch {
         for chain in hooks.iter().filter(|chain| !table.has(chain.name())) {
             let number = match chain {
                 Chain::Prerouting => NF_INET_PRE_ROUTING,
+                Chain::Taken => NF_INET_LOCAL_IN,
                 _ => NF_INET_LOCAL_OUT,
             };
             self.new_chain((family, name), chain.name(), Some(number));

@@ -188,7 +188,7 @@ fn every_connection_comes_where_the_rules_say() {
 /// The kernel's list of connections still has one of the proxy's that its server has reset, or never
 /// answered, when the app gets its port for the same server. The kernel asks nat about it no more.
 #[test]
-fn what_the_kernel_takes_for_an_old_connection_of_the_proxys_does_not_leave() {
+fn what_the_kernel_takes_for_an_old_connection_of_the_proxys_is_refused() {
     const LIMIT: Duration = Duration::from_secs(5);
     for backend in BACKENDS {
         let (pod, peer) = pair();
@@ -223,6 +223,27 @@ fn what_the_kernel_takes_for_an_old_connection_of_the_proxys_does_not_leave() {
             // Any other port is a connection of its own.
             let _captured = dial(From::App, 40_003, LIMIT).unwrap();
             assert_eq!(reached(&listeners), ["outbound"], "{backend}");
+
+            // The other way round: the server dials from its port, and the app listens on the one
+            // that the proxy had.
+            let silence = silence.replace("80", "2525");
+            peer.shell(&silence).exits(0);
+            let to = SocketAddr::new(to.ip(), 2525);
+            let limit = Duration::from_millis(200);
+            let silent = try_dial(&pod, From::ProxyUser, from(40_004), to, limit);
+            assert_eq!(silent.unwrap_err().kind(), ErrorKind::TimedOut);
+            peer.shell(&silence.replace("-I", "-D")).exits(0);
+            let app = pod.listen(&SocketAddr::new(address("pod", v6), 40_004).to_string());
+            app.set_nonblocking(true).unwrap();
+            let to = app.local_addr().unwrap();
+            let mut all = listeners;
+            all.push(("app 40004".to_owned(), app));
+            let server = |port| Some(SocketAddr::new(address("peer", v6), port));
+            let refused = try_dial(&peer, From::Peer, server(2525), to, LIMIT).map(|_| ());
+            assert_eq!(reached(&all), [""; 0], "{backend}, {to}: {refused:?}");
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{backend}");
+            let _captured = try_dial(&peer, From::Peer, server(2526), to, LIMIT).unwrap();
+            assert_eq!(reached(&all), ["inbound"], "{backend}");
         }
     }
 }

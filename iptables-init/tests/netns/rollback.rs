@@ -170,7 +170,7 @@ fn the_guard_stands_ahead_of_what_others_have_in_its_place() {
         let tables = tables_of(backend);
         let accept = "-A OUTPUT -p tcp -j ACCEPT";
         let insert = format!("iptables-{tables} {}", accept.replace("-A OUTPUT", "-I OUTPUT"));
-        let jump = "-A OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j PILLION_GUARD";
+        let jump = "-A OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j PILLION_GUARD_OUT";
         for _ in 0..3 {
             pod.shell(&insert).exits(0);
             pod.init(&["--backend", backend]).exits(0);
