@@ -2,9 +2,9 @@
 
 use pillion_app_probes::is_container_name;
 
+use crate::config::Settings;
 use crate::diagnostic::{Finding, Kind, printable};
 use crate::manifest::{Container, Pod, int, ints, is_set};
-use crate::options::Settings;
 use crate::sidecar::{IDENTITY_VOLUME, POLICY_VOLUME, PROXY_ID, PROXY_PORTS};
 use crate::tree::{Entry, Place, Tree};
 

@@ -1,14 +1,13 @@
 //! The command line: flags and variables, files, and exit codes.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use crate::config::{ENV_PREFIX, OPTIONS, Opt, Settings, nearest};
 use crate::diagnostic::Diagnostics;
-use crate::options::{ENV_PREFIX, OPTIONS, Opt, Settings, nearest};
 use crate::tree::MAX_BYTES;
 use crate::{decode, inject, is_resource_list, refusal, uninject};
 
@@ -70,14 +69,6 @@ fn argument(option: &'static Opt) -> Arg {
     let variable = option.variable();
     let help = format!("{}{words} [default: {default}] [env: {variable}]", option.help);
     Arg::new(option.name).long(option.name).value_name(option.syntax.name()).help(help)
-}
-
-/// The variables of this process; what is not UTF-8 is replaced, so that it fails its own check.
-#[must_use]
-#[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-pub fn environment() -> BTreeMap<String, String> {
-    let text = |bytes: OsString| bytes.to_string_lossy().into_owned();
-    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
 }
 
 /// Runs; standard input and both outputs come as arguments. Returns a code of [`EXIT_CODES`].

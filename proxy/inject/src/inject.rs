@@ -3,12 +3,12 @@
 use serde_json::{Value as Json, json};
 
 use crate::checks::{check, secret_readers};
+use crate::config::Settings;
 use crate::diagnostic::{Finding, Kind, Severity};
 use crate::edit::{Editor, shared};
 use crate::emit::Layout;
 use crate::layers::{annotated, configured};
 use crate::manifest::{Container, Pod, resources};
-use crate::options::Settings;
 use crate::probes::{self, Probe, stand_in};
 use crate::record::{RECORD, Record};
 use crate::resources;

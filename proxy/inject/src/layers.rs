@@ -1,8 +1,8 @@
 //! Options from a `functionConfig` and from a pod's annotations, over those of flags and variables.
 
+use crate::config::{ANNOTATION_PREFIX, OPTIONS, Opt, Settings, find, nearest};
 use crate::diagnostic::{Finding, Kind, printable};
 use crate::manifest::{Pod, int};
-use crate::options::{ANNOTATION_PREFIX, OPTIONS, Opt, Settings, find, nearest};
 use crate::resources::of_options;
 use crate::tree::{Entry, Place, Tree, Value};
 

@@ -9,13 +9,14 @@
 //! * `checks`, `resources`, `probes`, `layers`: what refuses a pod, what the kubelet asks, options of
 //!   one pod;
 //! * `sidecar`, `record`: what is added, and what remembers what was there;
-//! * `options`, `syntax`: every option and what its value has to be;
+//! * [`config`], `syntax`: every option and what its value has to be;
 //! * `manifest`, `unknown`: where the pods are, and where others are that get no sidecar;
 //! * `edit`, `emit`, `tree`: the text itself;
 //! * `diagnostic`: what is wrong, where, and what cures it.
 
 mod checks;
 pub mod cli;
+pub mod config;
 mod diagnostic;
 mod edit;
 mod emit;
@@ -23,7 +24,6 @@ mod inject;
 mod krm;
 mod layers;
 mod manifest;
-mod options;
 mod probes;
 mod record;
 mod resources;
@@ -33,11 +33,11 @@ mod tree;
 mod uninject;
 mod unknown;
 
+pub use config::{ANNOTATION_PREFIX, ENV_PREFIX, OPTIONS, Opt, Settings, find};
 pub use diagnostic::{Diagnostic, Diagnostics, Kind, Resource, Severity};
 pub use krm::{is_resource_list, refusal};
 pub use layers::FUNCTION_KIND;
 pub use manifest::kinds;
-pub use options::{ANNOTATION_PREFIX, ENV_PREFIX, OPTIONS, Opt, Settings, find};
 pub use record::RECORD;
 pub use tree::MAX_BYTES;
 

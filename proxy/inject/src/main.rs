@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use pillion_inject::cli;
+use pillion_inject::{cli, config};
 
 fn main() -> ExitCode {
     // `--help`, `--version` and what clap cannot parse end here, the last with code 2.
@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     let (mut input, mut out) = (io::stdin().lock(), io::stdout().lock());
     ExitCode::from(cli::run(
         &matches,
-        &cli::environment(),
+        &config::environment(),
         &mut input,
         &mut out,
         &mut io::stderr().lock(),

@@ -1,8 +1,8 @@
 //! Amounts of CPU and memory that the API server would refuse.
 
+use crate::config::Settings;
 use crate::diagnostic::{Finding, Kind};
 use crate::manifest::{Container, Pod};
-use crate::options::Settings;
 use crate::sidecar::INIT_CPU;
 use crate::tree::Tree;
 

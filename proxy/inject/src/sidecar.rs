@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::options::Settings;
+use crate::config::Settings;
 
 /// The init container that installs the redirect rules.
 pub(crate) const INIT: &str = "pillion-init";

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use crate::config::{ANNOTATION_PREFIX, Settings};
 use crate::diagnostic::{Finding, Kind, Resource};
-use crate::options::{ANNOTATION_PREFIX, Settings};
 use crate::tree::{Place, Tree};
 
 /// A template of pods that gets no sidecar.

@@ -2,6 +2,7 @@
 //! the documentation's test read it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 
 use crate::syntax::Syntax;
 
@@ -9,6 +10,14 @@ use crate::syntax::Syntax;
 pub const ENV_PREFIX: &str = "PILLION_INJECT_";
 /// What each option's annotation begins with.
 pub const ANNOTATION_PREFIX: &str = "pillion.dev/";
+
+/// The variables of this process; what is not UTF-8 is replaced, so that it fails its own check.
+#[must_use]
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn environment() -> BTreeMap<String, String> {
+    let text = |bytes: OsString| bytes.to_string_lossy().into_owned();
+    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
+}
 
 /// One option, in its four spellings.
 #[derive(Debug)]
