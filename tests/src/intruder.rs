@@ -125,17 +125,15 @@ fn wait(thread: Pid) -> Result<WaitStatus, Failure> {
     waitpid(thread, Some(WaitPidFlag::__WALL)).context(|| format!("waiting for {thread}"))
 }
 
-/// Where in the process's code there is a system call.
+/// Where in the process's code there is a system call: in the page that the kernel maps into every
+/// process (vdso(7)), which is small.
 fn find_gate(memory: &File, maps: &str) -> Option<u64> {
-    let executable = maps.lines().filter(|line| line.contains(" r-xp "));
-    executable.filter_map(|line| line.split_once(' ')?.0.split_once('-')).find_map(
-        |(from, until)| {
-            let hex = |text| u64::from_str_radix(text, 16).ok();
-            let (from, until) = (hex(from)?, hex(until)?);
-            let mut code = vec![0; usize::try_from(until.checked_sub(from)?).ok()?];
-            memory.read_exact_at(&mut code, from).ok()?;
-            let at = code.windows(SYSCALL.len()).position(|bytes| bytes == SYSCALL)?;
-            from.checked_add(u64::try_from(at).ok()?)
-        },
-    )
+    let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
+    let (from, until) = line.split_once(' ')?.0.split_once('-')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let (from, until) = (hex(from)?, hex(until)?);
+    let mut code = vec![0; usize::try_from(until.checked_sub(from)?).ok()?];
+    memory.read_exact_at(&mut code, from).ok()?;
+    let at = code.windows(SYSCALL.len()).position(|bytes| bytes == SYSCALL)?;
+    from.checked_add(u64::try_from(at).ok()?)
 }

@@ -93,14 +93,39 @@ fn sockets() -> Result<Vec<Rule>, BackendError> {
     Ok(rules)
 }
 
-/// Options of sockets, TCP and IP; no more of IP than what is set, for that level is also how
-/// iptables changes its tables.
+/// The options that are set, by us and by the gRPC library. The others of these levels change what
+/// a socket is: filters, upper-layer protocols such as kernel TLS, the tables of iptables.
 fn options() -> Result<Vec<Rule>, BackendError> {
-    let mut rules = one_of(1, &[libc::SOL_SOCKET, libc::IPPROTO_TCP])?;
-    for (level, option) in
-        [(libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT), (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)]
-    {
-        rules.push(Rule::new(vec![is(1, level)?, is(2, option)?])?);
+    let mut rules = Vec::new();
+    for (level, options) in [
+        (
+            libc::SOL_SOCKET,
+            &[
+                libc::SO_KEEPALIVE,
+                libc::SO_LINGER,
+                libc::SO_RCVBUF,
+                libc::SO_REUSEADDR,
+                libc::SO_REUSEPORT,
+                libc::SO_SNDBUF,
+            ][..],
+        ),
+        (
+            libc::IPPROTO_TCP,
+            &[
+                libc::TCP_KEEPCNT,
+                libc::TCP_KEEPIDLE,
+                libc::TCP_KEEPINTVL,
+                libc::TCP_NODELAY,
+                libc::TCP_QUICKACK,
+                libc::TCP_USER_TIMEOUT,
+            ][..],
+        ),
+        (libc::IPPROTO_IP, &[libc::IP_BIND_ADDRESS_NO_PORT][..]),
+        (libc::IPPROTO_IPV6, &[libc::IPV6_V6ONLY][..]),
+    ] {
+        for option in options {
+            rules.push(Rule::new(vec![is(1, level)?, is(2, *option)?])?);
+        }
     }
     Ok(rules)
 }
