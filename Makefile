@@ -14,7 +14,7 @@ help: ## what there is
 setup: ## install what the demo and the tests need (Debian packages)
 	@scripts/setup
 
-build: setup ## build the four binaries
+build: setup ## build the programs
 	cargo build --locked --workspace --bins
 
 demo: build ## the guided tour; needs root for network namespaces
@@ -30,7 +30,7 @@ lint: ## formatting, clippy, rustdoc, dependency bans and licences
 
 unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
-	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-proxy -p pillion-inject -p pillion-init --tests
+	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-app-probes -p pillion-proxy -p pillion-inject -p pillion-init --tests
 
 kubernetes: ## the examples for Kubernetes and Prometheus, by the schemas and tools that will read them
 	scripts/kubernetes-examples
@@ -86,19 +86,26 @@ fuzz-brief: # that every target builds, takes its seeds, and stands a few second
 mutants: ## which small changes of the policy engine no test notices, some hours (PACKAGE=pillion-certs)
 	scripts/mutants $(or $(PACKAGE),pillion-policy)
 
+# Debian 13 has Docker's client and its builder in packages of their own, which docker.io only recommends.
+DOCKER_PACKAGES := docker.io debootstrap -- docker-cli docker-buildx
+# Root may have another toolchain than the caller, or none. target itself stays the caller's.
+IMAGE = @mkdir -p target && \
+	  scripts/as-root env "PILLION_RUST_SYSROOT=$$(rustc --print sysroot)" scripts/docker-local scripts/image
+
 image: setup ## the container images, into target/image; needs root for an engine of its own
-	scripts/packages docker.io debootstrap
-	@scripts/as-root scripts/docker-local scripts/image
+	scripts/packages $(DOCKER_PACKAGES)
+	$(IMAGE)
 
 image-twice: setup # the same, and that a second build has the same bytes
-	scripts/packages docker.io debootstrap
-	@scripts/as-root scripts/docker-local scripts/image twice
+	scripts/packages $(DOCKER_PACKAGES)
+	$(IMAGE) twice
 
 test-image: image ## pods made of containers, from those images
 	scripts/packages docker-compose
 	cargo build --locked -p pillion-certs
-	@scripts/as-root scripts/docker-local scripts/test-image
+	@scripts/test-image
 
 clean: ## remove what was built, and pods that a killed run left behind
 	scripts/as-root scripts/sweep
+	scripts/as-root rm -rf target/docker target/image
 	cargo clean

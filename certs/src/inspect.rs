@@ -279,4 +279,20 @@ mod tests {
         let torn = &svid.chain_pem.as_bytes()[..100];
         assert_eq!(inspect(torn, None, None, now).broken[0].rule, "malformed");
     }
+
+    #[test]
+    fn every_kind_of_key_is_named_with_its_size() {
+        let of = |algorithm| rcgen::KeyPair::generate_for(algorithm).unwrap();
+        let rsa = |size| rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size).unwrap();
+        for (key, named) in [
+            (of(&rcgen::PKCS_ECDSA_P256_SHA256), "ECDSA 256"),
+            (of(&rcgen::PKCS_ECDSA_P384_SHA384), "ECDSA 384"),
+            (rsa(rcgen::RsaKeySize::_2048), "RSA 2048"),
+            (of(&rcgen::PKCS_ED25519), "algorithm 1.3.101.112"),
+        ] {
+            let made = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+            let report = inspect(made.pem().as_bytes(), None, None, UnixTime::now());
+            assert_eq!(report.certificates[0].key, named);
+        }
+    }
 }

@@ -1,9 +1,9 @@
-//! What the kernel lists of a nat table: any bytes are a table, or malformed.
+//! What the kernel lists of our tables: any bytes are tables, or malformed.
 
 use std::sync::LazyLock;
 
 use pillion_init::config::Config;
-use pillion_init::netlink::{Change, EarlierChain, Table, datagram};
+use pillion_init::netlink::{Change, EarlierChain, Tables, datagram};
 use pillion_init::rules::{Family, RuleSet};
 
 static RULES: LazyLock<[(Family, RuleSet); 2]> = LazyLock::new(|| {
@@ -20,17 +20,17 @@ pub fn check(answer: &[u8]) {
     let answers = [answer.to_vec()];
     let _ = EarlierChain::find(&answers);
     for (family, rules) in &*RULES {
-        let Ok(table) = Table::of(*family, &answers) else { continue };
-        let snapshot = table.snapshot();
+        let Ok(tables) = Tables::of(*family, &answers) else { continue };
+        let snapshot = tables.snapshot();
         if let Some(ahead) = snapshot.ahead(rules, *family) {
             assert!(!ahead.rule.contains(char::is_control), "{:?}", ahead.rule);
         }
-        let replace = datagram(&[Change::Replace(*family, rules)], std::slice::from_ref(&table));
+        let replace = datagram(&[Change::Replace(*family, rules)], std::slice::from_ref(&tables));
         let written = Written::of(&replace);
         assert_eq!(written.new_rules, rules.rules().len());
         written.check(answer);
 
-        let remove = datagram(&[Change::Remove(*family)], &[table]);
+        let remove = datagram(&[Change::Remove(*family)], &[tables]);
         let written = Written::of(&remove);
         assert_eq!(written.new_rules, 0);
         let ours = snapshot.has_ours();

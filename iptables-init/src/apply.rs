@@ -242,7 +242,7 @@ fn install_in_order(programs: &Programs, plans: &[Plan], log: &mut Log<'_>) -> R
     let mut address_added = false;
     for (index, plan) in plans.iter().enumerate() {
         if let Err(error) = install_one(programs, plan, &mut address_added) {
-            let done = plans.get(..index).unwrap_or_default();
+            let done = plans.get(..=index).unwrap_or_default();
             roll_back(programs, done, address_added, &error, log)?;
             return Err(error);
         }
@@ -286,14 +286,14 @@ fn roll_back(
     log: &mut Log<'_>,
 ) -> Result<(), ApplyError> {
     for plan in done {
-        let back = programs
-            .save(plan.family)
-            .and_then(|now| programs.restore(plan.family, &plan.before.return_from(&now)));
-        back.map_err(|source| ApplyError::RollBack {
-            family: plan.family,
-            cause: cause.to_string(),
-            source,
-        })?;
+        let failed =
+            |source| ApplyError::RollBack { family: plan.family, cause: cause.to_string(), source };
+        let now = programs.save(plan.family).map_err(failed)?;
+        if now == plan.before {
+            continue;
+        }
+        let back = plan.before.return_from(&now);
+        programs.restore(plan.family, &back).map_err(failed)?;
         log.say(format_args!("{}: what was there before is back", plan.family.name()));
     }
     take_back_address(address_added);
@@ -345,7 +345,7 @@ mod tests {
                 Config::from_arguments(&[&format!("--outbound-cidrs={cidrs}")], &[]).unwrap();
             let plans: Vec<Plan> = families
                 .iter()
-                .map(|family| Plan::new(&config, *family, Snapshot::default()))
+                .map(|family| Plan::new(&config, *family, Snapshot::parse("")))
                 .collect();
             limits(&config, &plans)
         };

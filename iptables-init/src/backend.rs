@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use crate::netlink;
-use crate::rules::Family;
+use crate::rules::{Family, TableName};
 use crate::snapshot::Snapshot;
 
 /// Where the programs are when `PATH` does not say.
@@ -146,8 +146,8 @@ impl Tables {
     fn modules(self, family: Family) -> &'static str {
         match (self, family) {
             (Tables::Nft, _) => "nf_tables",
-            (Tables::Legacy, Family::V4) => "iptable_nat",
-            (Tables::Legacy, Family::V6) => "ip6table_nat",
+            (Tables::Legacy, Family::V4) => "iptable_nat and iptable_filter",
+            (Tables::Legacy, Family::V6) => "ip6table_nat and ip6table_filter",
         }
     }
 }
@@ -180,7 +180,7 @@ impl Backend {
         }
     }
 
-    /// What the nat table has, once it is known that our rules can be in it.
+    /// What the tables have, once it is known that our rules can be in them.
     ///
     /// # Errors
     /// The program is missing, or the kernel does not serve it.
@@ -194,7 +194,7 @@ impl Backend {
         }
     }
 
-    /// What the nat table has, once rules of ours are in it.
+    /// What the tables have, once rules of ours are in them.
     ///
     /// # Errors
     /// As [`Backend::save`].
@@ -234,28 +234,28 @@ impl Programs {
         }
     }
 
-    /// What the nat table has. Asking for it by name creates it, empty, in both backends.
+    /// What the tables have. Asking for one by name creates it, empty, in both backends.
     ///
     /// # Errors
     /// The program is missing, or the kernel does not serve it.
     pub fn save(&self, family: Family) -> Result<Snapshot, BackendError> {
-        self.saved(family, &["-t", "nat"])
+        let text = |table: TableName| self.saved(family, &["-t", table.name()]);
+        Ok(Snapshot::parse(&(text(TableName::Nat)? + &text(TableName::Filter)?)))
     }
 
-    /// What the nat table has, from a list of all tables that there are. With nft, this creates
-    /// nothing.
+    /// What the tables have, from a list of all that there are. With nft, this creates nothing.
     ///
     /// # Errors
     /// As [`Backend::save`].
     pub fn look(&self, family: Family) -> Result<Snapshot, BackendError> {
-        self.saved(family, &[])
+        Ok(Snapshot::parse(&self.saved(family, &[])?))
     }
 
-    fn saved(&self, family: Family, arguments: &[&str]) -> Result<Snapshot, BackendError> {
+    fn saved(&self, family: Family, arguments: &[&str]) -> Result<String, BackendError> {
         let program = self.name(family, "save");
         let output = self.run(&program, arguments, "")?;
         if output.status.success() {
-            Ok(Snapshot::parse(&String::from_utf8_lossy(&output.stdout)))
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
             let modules = self.tables.modules(family);
             Err(common(&program, &output).unwrap_or_else(|| BackendError::Unusable {
@@ -266,10 +266,11 @@ impl Programs {
         }
     }
 
-    /// Makes a transaction of the nat table: all of it, or nothing.
+    /// Makes the transactions of a text, one a table: of each all, or nothing.
     ///
     /// # Errors
-    /// The program is missing, the lock is taken, or the kernel refuses; nothing has changed.
+    /// The program is missing, the lock is taken, or the kernel refuses; nothing has changed in the
+    /// table that it refuses, nor in those behind it.
     pub fn restore(&self, family: Family, text: &str) -> Result<(), BackendError> {
         let program = self.name(family, "restore");
         let arguments: &[&str] = match self.tables {

@@ -110,9 +110,9 @@ fn ends(
     rule.can_match_tcp()
         && match rule.jump() {
             None => false,
-            Some(("-j", target)) if GOES_ON.contains(&target) => false,
+            // nft makes chains of any name.
             Some(("-j", target)) => match chain(target) {
-                None => true,
+                None => !GOES_ON.contains(&target),
                 // In a called chain, RETURN only leads back.
                 Some(rules) => {
                     seen.insert(target.to_owned())
@@ -139,6 +139,7 @@ mod tests {
                 }
                 "DEEP" => &["-j BACK", "-p tcp -j DNAT --to-destination 1.1.1.1"],
                 "GOTO" => &["-g BACK"],
+                "LED" => &["-j DNAT --to-destination 1.1.1.1"],
                 // The kernel has none of these.
                 "LOOP" => &["-j LOOP", "-j LOOP"],
                 "LATE" => &["-j LOOP", "-j BACK", "-j LATE", "-j DEEP"],
@@ -163,6 +164,7 @@ mod tests {
             "-j GOTO",
             "-g BACK",
             "-j LATE",
+            "-j LED",
             // Text of a module is no protocol and no target.
             "-m comment --comment -p -j ACCEPT",
             "-m comment --comment \"-p udp -j LOG\" -j ACCEPT",

@@ -9,7 +9,7 @@
 //! * [`ipv6`]: whether IPv6 is there, or could come;
 //! * [`backend`]: what speaks to the kernel, netlink or the programs of iptables, nft or legacy;
 //! * [`netlink`]: nf_tables without a program;
-//! * [`snapshot`]: what is in the nat table, as `iptables-save` prints it;
+//! * [`snapshot`] and [`saved_table`]: what is in the tables, as `iptables-save` prints it;
 //! * [`foreign`]: whether a rule of others takes a connection before ours can;
 //! * [`apply`]: both families or neither;
 //! * [`verify`] and [`probe`]: reads the rules back, then dials to prove that they redirect;
@@ -34,6 +34,7 @@ pub mod probe;
 pub mod render;
 pub mod rules;
 pub mod run;
+pub mod saved_table;
 pub mod snapshot;
 pub mod stale;
 mod values;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use crate::rules::{Chain, Extension, Owner, Rule, RuleSet, Target};
+use crate::rules::{Chain, Extension, Owner, Rule, RuleSet, TableName, Target};
 
 impl fmt::Display for Rule {
     /// `-A <chain> <matches> -j <target>`, as `*-save` prints it.
@@ -33,11 +33,13 @@ impl fmt::Display for Rule {
             }
             Some(Extension::Owner(Owner::User(id))) => write!(f, " -m owner --uid-owner {id}")?,
             Some(Extension::Owner(Owner::Group(id))) => write!(f, " -m owner --gid-owner {id}")?,
+            Some(Extension::Syn) => f.write_str(" -m tcp --tcp-flags FIN,SYN,RST,ACK SYN")?,
         }
         match self.target {
             Target::Return => f.write_str(" -j RETURN"),
             Target::Jump(chain) => write!(f, " -j {}", chain.name()),
             Target::RedirectTo(port) => write!(f, " -j REDIRECT --to-ports {port}"),
+            Target::Reset => f.write_str(" -j REJECT --reject-with tcp-reset"),
         }
     }
 }
@@ -47,13 +49,16 @@ pub(crate) fn is_limit(net: &IpNet) -> bool {
     net.prefix_len() > 0
 }
 
-/// The text of one transaction for a nat table without anything of ours. Where something is,
+/// The text for tables without anything of ours. Where something is,
 /// [`crate::snapshot::Snapshot::replacement`] is what to use.
 #[must_use]
 pub fn transaction(rules: &RuleSet) -> String {
-    let chains = Chain::OURS.map(|chain| chain_line(chain.name()));
-    let rules = rules.rules().iter().map(ToString::to_string);
-    nat_table(chains.into_iter().chain(rules))
+    let text = |table| {
+        let (_, ours) = Chain::of(table);
+        let chains = ours.iter().map(|chain| chain_line(chain.name()));
+        table_text(table, chains.chain(rules.of(table).map(ToString::to_string)))
+    };
+    TableName::ALL.map(text).concat()
 }
 
 /// The line that makes a chain, or empties it: with `--noflush`, nothing else is touched.
@@ -62,10 +67,10 @@ pub fn chain_line(name: &str) -> String {
     format!(":{name} - [0:0]")
 }
 
-/// Lines as one transaction of the nat table.
+/// Lines as one transaction of a table.
 #[must_use]
-pub fn nat_table(lines: impl IntoIterator<Item = String>) -> String {
-    let mut text = String::from("*nat\n");
+pub fn table_text(table: TableName, lines: impl IntoIterator<Item = String>) -> String {
+    let mut text = format!("*{}\n", table.name());
     for line in lines {
         text.push_str(&line);
         text.push('\n');

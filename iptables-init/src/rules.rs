@@ -45,7 +45,30 @@ impl Family {
     }
 }
 
-/// The chains of the nat table that a rule of ours stands in.
+/// The kernel's tables that rules of ours stand in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TableName {
+    /// Where connections are redirected; asked for the first packet of each alone.
+    Nat,
+    /// Where the packets are that come out of it.
+    Filter,
+}
+
+impl TableName {
+    /// Both, in the order in which they are written.
+    pub const ALL: [TableName; 2] = [TableName::Nat, TableName::Filter];
+
+    /// The name in the kernel.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            TableName::Nat => "nat",
+            TableName::Filter => "filter",
+        }
+    }
+}
+
+/// The chains that a rule of ours stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Chain {
     /// The kernel's hook for what comes from the network. It is never consulted for traffic on
@@ -61,26 +84,49 @@ pub enum Chain {
     Outbound,
     /// Sends to the outbound listener.
     Redirect,
+    /// The kernel's hook for the packets that this pod sends.
+    Sent,
+    /// Refuses connections that should have been redirected and were not.
+    Guard,
 }
 
 /// What every chain of ours begins with; what has this name and is not in the model is stale.
 pub const CHAIN_PREFIX: &str = "PILLION_";
 
 impl Chain {
-    /// The chains that are ours to make, in the order in which `*-save` prints them.
-    pub const OURS: [Chain; 4] =
-        [Chain::Inbound, Chain::InRedirect, Chain::Outbound, Chain::Redirect];
+    /// The kernel's own chains in a table that our jumps stand in, and those that are ours to make,
+    /// in the order in which `*-save` prints them.
+    #[must_use]
+    pub fn of(table: TableName) -> (&'static [Chain], &'static [Chain]) {
+        match table {
+            TableName::Nat => (
+                &[Chain::Prerouting, Chain::Output],
+                &[Chain::Inbound, Chain::InRedirect, Chain::Outbound, Chain::Redirect],
+            ),
+            TableName::Filter => (&[Chain::Sent], &[Chain::Guard]),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn table(self) -> TableName {
+        match self {
+            Chain::Sent | Chain::Guard => TableName::Filter,
+            _ => TableName::Nat,
+        }
+    }
 
     /// The name in the kernel.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Chain::Prerouting => "PREROUTING",
-            Chain::Output => "OUTPUT",
+            Chain::Output | Chain::Sent => "OUTPUT",
             Chain::Inbound => "PILLION_INBOUND",
             Chain::InRedirect => "PILLION_IN_REDIRECT",
             Chain::Outbound => "PILLION_OUTPUT",
             Chain::Redirect => "PILLION_REDIRECT",
+            Chain::Guard => "PILLION_GUARD",
         }
     }
 }
@@ -101,6 +147,8 @@ pub enum Extension {
     DestinationPorts(PortSet),
     /// `-m owner`.
     Owner(Owner),
+    /// `-m tcp --tcp-flags FIN,SYN,RST,ACK SYN`: the packet that opens a connection.
+    Syn,
 }
 
 /// What happens to a connection that matches.
@@ -112,6 +160,8 @@ pub enum Target {
     Jump(Chain),
     /// Goes to this port of the pod itself.
     RedirectTo(u16),
+    /// Is refused: whoever dials sees a reset.
+    Reset,
 }
 
 /// One rule: all of its matches hold, then its target. The fields stand in the order in which
@@ -178,6 +228,10 @@ impl Rule {
         Self { extension: Some(Extension::Owner(owner)), ..self }
     }
 
+    fn opening(self) -> Self {
+        Self { tcp: true, extension: Some(Extension::Syn), ..self }
+    }
+
     fn ports(self, ports: PortSet) -> Self {
         Self { tcp: true, extension: Some(Extension::DestinationPorts(ports)), ..self }
     }
@@ -201,9 +255,12 @@ impl RuleSet {
             Rule::new(Chain::InRedirect, Target::RedirectTo(config.inbound_port.get())).tcp(),
         );
         rules.extend(never_outbound(config, family));
-        rules.extend(outbound(config, family));
+        let captured = Rule::new(Chain::Outbound, Target::Jump(Chain::Redirect)).tcp();
+        rules.extend(outbound(config, family, &captured));
         rules
             .push(Rule::new(Chain::Redirect, Target::RedirectTo(config.outbound_port.get())).tcp());
+        rules.push(Rule::new(Chain::Sent, Target::Jump(Chain::Guard)).opening());
+        rules.extend(guard(config, family));
         Self(rules)
     }
 
@@ -211,6 +268,11 @@ impl RuleSet {
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.0
+    }
+
+    /// Those of one table.
+    pub fn of(&self, table: TableName) -> impl Iterator<Item = &Rule> {
+        self.0.iter().filter(move |rule| rule.chain.table() == table)
     }
 }
 
@@ -263,10 +325,10 @@ fn never_outbound(config: &Config, family: Family) -> Vec<Rule> {
     rules
 }
 
-/// What the app dials: the exclusions, then all or what the user limits it to.
-fn outbound(config: &Config, family: Family) -> Vec<Rule> {
-    let left_alone = || Rule::new(Chain::Outbound, Target::Return);
-    let captured = || Rule::new(Chain::Outbound, Target::Jump(Chain::Redirect)).tcp();
+/// What the app dials: the exclusions, then all or what the user limits it to, which ends as
+/// `captured` says.
+fn outbound(config: &Config, family: Family, captured: &Rule) -> Vec<Rule> {
+    let left_alone = || Rule::new(captured.chain, Target::Return);
 
     let mut rules = Vec::new();
     rules.extend(config.exclude_interfaces.iter().map(|name| left_alone().leaving_on(name)));
@@ -275,8 +337,8 @@ fn outbound(config: &Config, family: Family) -> Vec<Rule> {
     rules.extend(excluded.into_iter().map(|ports| left_alone().ports(ports)));
 
     let destinations = match &config.outbound_cidrs {
-        Scope::All => vec![captured()],
-        Scope::Only(nets) => of(family, nets).map(|net| captured().to(net)).collect(),
+        Scope::All => vec![captured.clone()],
+        Scope::Only(nets) => of(family, nets).map(|net| captured.clone().to(net)).collect(),
     };
     // Two limits are one: a connection is captured when both its address and its port are named.
     for rule in destinations {
@@ -287,6 +349,23 @@ fn outbound(config: &Config, family: Family) -> Vec<Rule> {
             }
         }
     }
+    rules
+}
+
+/// What the app dials and nat did not redirect, once it is about to leave.
+///
+/// nat is asked for the first packet of a connection alone, and the kernel's list of connections
+/// (conntrack) takes a packet for one of those that it has when addresses and ports are the same.
+/// A connection of the proxy's that was reset by its server stays in that list for 10 s, and one
+/// that was never answered for 120 s (nf_conntrack-sysctl.rst). When the app gets its port for the
+/// same server meanwhile, its connection would go out as the proxy's did: past the proxy.
+fn guard(config: &Config, family: Family) -> Vec<Rule> {
+    let left_alone = || Rule::new(Chain::Guard, Target::Return);
+    // What was redirected has a new destination, and still the old interface.
+    let mut rules = vec![left_alone().leaving_on("lo"), left_alone().to(loopback(family))];
+    let proxy = [Owner::User(config.proxy_uid), Owner::Group(config.proxy_gid)];
+    rules.extend(proxy.map(|owner| left_alone().owned_by(owner)));
+    rules.extend(outbound(config, family, &Rule::new(Chain::Guard, Target::Reset).tcp()));
     rules
 }
 

@@ -102,7 +102,7 @@ fn choose(
     let in_use = capabilities.has(Capability::NetRaw)
         && Family::ALL.into_iter().any(|family| {
             matches!(host::has_legacy_nat(family), Ok(true))
-                && legacy.look(family).is_ok_and(|table| table.has_rules())
+                && legacy.look(family).is_ok_and(|tables| tables.has_nat_rules())
         });
     if in_use {
         log.say("backend: legacy, whose nat table is in use here");

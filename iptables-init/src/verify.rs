@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::log::Log;
 use crate::netlink;
 use crate::probe::{self, Outcome};
-use crate::snapshot::Ahead;
+use crate::saved_table::Ahead;
 
 /// The rules are not what they should be, or do not redirect. They stay, so that nothing passes
 /// in plaintext.
@@ -21,7 +21,7 @@ pub enum VerifyError {
     /// Something changed them.
     #[error(
         "{family} rules read back otherwise than they were written: {difference}; find what else \
-         changes the nat table of this pod"
+         changes the tables of this pod"
     )]
     Different {
         /// IPv4 or IPv6.

@@ -274,10 +274,10 @@ async fn reach_server(
     let mut dials_left = MOST_DIALS;
     loop {
         dials_left -= 1;
-        let (leg, dial) = connect_for_tls(shared, conn, dst).await?;
+        let (leg, mut dial) = connect_for_tls(shared, conn, dst).await?;
         let started = Instant::now();
         let slot = lane.registry.begin_handshake(conn);
-        let handshake = shake_hands(lane, conn, leg, dst, tunnel, generation);
+        let handshake = shake_hands(lane, conn, (leg, &mut dial), dst, tunnel, generation);
         let done = tokio::time::timeout(shared.config.timeouts.handshake, handshake).await;
         drop(slot);
         let made = done.unwrap_or_else(|_| {
@@ -296,11 +296,11 @@ async fn reach_server(
 }
 
 /// A handshake. A server that refuses our protocols, which means nothing against mTLS with
-/// it, is dialled again and offered none.
+/// it, is dialled again and offered none; `dial` is then that connection's.
 async fn shake_hands(
     lane: &Lane,
     conn: &Conn,
-    mut leg: Leg,
+    (mut leg, dial): (Leg, &mut Dial),
     dst: OriginalDst,
     tunnel: bool,
     generation: &TlsGeneration,
@@ -320,7 +320,7 @@ async fn shake_hands(
             made => return made.map(|made| (leg, made)).map_err(failed),
         }
         shared.metrics.handshake(Direction::Outbound, HandshakeError::NoProtocol.label());
-        leg = connect(shared, conn, dst).await?;
+        (leg, *dial) = connect_for_tls(shared, conn, dst).await?;
     }
     // Another server may be there by now, and one of ours would know us by the offer alone, or
     // stay silent until the deadline: who is remembered is one with whom this has just gone well.
@@ -368,4 +368,42 @@ async fn originate(
     let parked = Parked { wire, peer, generation };
     let life = lane.tunnels.birth();
     Ok(Upstream::Mtls(Box::new(Server { parked, key, life, reused: false })))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::live::testing::shared;
+    use crate::net::ClientAddr;
+    use crate::tls::tests::generations;
+
+    /// The alert `no_application_protocol`, fatal (RFC 7301, 3.2; RFC 8446, 5.1).
+    const NO_PROTOCOL: [u8; 7] = [21, 3, 3, 0, 2, 2, 120];
+
+    #[tokio::test]
+    async fn a_connection_that_offers_no_protocol_is_known_as_our_own_and_made_again_too() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let lane = Lane::new(shared(&[]), 0);
+        let guard = lane.registry.register(Direction::Outbound, ClientAddr(to));
+        let [client, _] = generations();
+        let dials = Arc::clone(&lane.shared.dials);
+        let serving = async {
+            let (mut first, first_from) = listener.accept().await.unwrap();
+            first.read_u8().await.unwrap();
+            first.write_all(&NO_PROTOCOL).await.unwrap();
+            let (second, second_from) = listener.accept().await.unwrap();
+            assert!(!dials.came_back(first_from, to), "that one has gone");
+            assert!(dials.came_back(second_from, to));
+            drop(second);
+            drop(listener.accept().await.unwrap());
+        };
+        let reaching = reach_server(&lane, &guard.conn, OriginalDst(to), false, &client);
+        let (made, ()) = tokio::join!(reaching, serving);
+        assert!(made.is_err());
+        guard.end(CloseReason::HandshakeFailed);
+    }
 }

@@ -263,8 +263,12 @@ async fn stop(shared: &Shared, workers: Vec<Worker>) {
 /// remains above a reserve to connections, because each takes two.
 fn max_connections(config: &Config) -> Result<usize, Failure> {
     let configured = config.max_connections;
-    // At most one run at each of the pod's addresses, which has rarely more than two.
-    let probes = u64::try_from(config.app_probes.len().saturating_mul(2))?;
+    // At most one run at each of the pod's addresses, which has rarely more than two, and whoever
+    // waits for one.
+    let probes = match config.app_probes.len() {
+        0 => 0,
+        some => u64::try_from(some.saturating_mul(2).saturating_add(admin::MAX_WAITING))?,
+    };
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let possible = usize::try_from(hard.saturating_sub(RESERVED_DESCRIPTORS + probes) / 2)?.max(1);

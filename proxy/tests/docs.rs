@@ -84,9 +84,16 @@ fn every_test_that_the_threat_model_names_exists() {
     assert!(named.len() > 40, "{named:?}");
     let folders = ["tests/tests", "proxy/tests", "certs/tests", "iptables-init/tests/netns"];
     for (suite, test) in named {
-        let files = folders.map(|folder| root().join(folder).join(format!("{suite}.rs")));
-        let mut sources = files.iter().filter_map(|file| fs::read_to_string(file).ok());
-        let found = sources.any(|source| source.contains(&format!("fn {test}()")));
+        // A suite is a file, or a folder of files.
+        let mut sources = Vec::new();
+        for place in folders.map(|folder| root().join(folder).join(suite)) {
+            sources.extend(Some(place.with_extension("rs")).filter(|file| file.is_file()));
+            if place.is_dir() {
+                files(&place, "rs", &mut sources);
+            }
+        }
+        let heading = format!("fn {test}()");
+        let found = sources.iter().any(|file| fs::read_to_string(file).unwrap().contains(&heading));
         assert!(found, "{suite}::{test}");
     }
 }

@@ -118,6 +118,22 @@ impl Container {
         Ok(self.inspect("{{.State.Running}}")? == "true")
     }
 
+    /// Changes its configuration while it runs, docker-container-update(1).
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn update(&self, options: &[&str]) -> Result<(), Failure> {
+        complete(docker(&["update"]).args(options).arg(&self.name)).map(drop)
+    }
+
+    /// Starts it once more, after its end.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn start_again(&self) -> Result<(), Failure> {
+        complete(&mut docker(&["start", &self.name])).map(drop)
+    }
+
     /// Waits for its end, and returns its exit code.
     ///
     /// # Errors

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use pillion_testbed::labels::{CLIENT, SERVER, metric, port};
+use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, port, reason};
 use pillion_testbed::{
-    CONFINED, Container, Failure, MeshOptions, Metrics, Pod, Testbed, accept, complete, http_get,
-    policy, run, wait_until,
+    CONFINED, Container, Failure, Finished, MeshOptions, Metrics, Pod, Testbed, accept, complete,
+    http_get, policy, run, wait_until,
 };
 
 /// The images: what is tested, and what is tested with.
@@ -120,10 +120,22 @@ fn url(address: IpAddr, path: &str) -> String {
     format!("http://{}/{path}", std::net::SocketAddr::new(address, 80))
 }
 
+fn curl(shell: &Container, address: IpAddr) -> Result<Finished, Failure> {
+    shell.exec(&["curl", "-sS", "--max-time", "10", &url(address, "small")])
+}
+
 fn fetch(shell: &Container, address: IpAddr) -> Result<String, Failure> {
-    let said = shell.exec(&["curl", "-sS", "--max-time", "10", &url(address, "small")])?;
+    let said = curl(shell, address)?;
     if said.code == Some(0) { Ok(said.stdout) } else { Err(Failure::Unexpected(said.stderr)) }
 }
+
+/// curl's exit codes (curl(1), EXIT CODES) where nobody listens, which a connection that is reset at
+/// once looks like, too.
+const REFUSED: i32 = 7;
+/// Where the connection was reset.
+const RESET: i32 = 56;
+/// Where an answer came that is no HTTP: a TLS alert (RFC 8446, 6).
+const ALERT: i32 = 1;
 
 /// Bytes all the way from the client's app to the server's, until it is told to stop. Returns how
 /// many were sent and how many came.
@@ -171,7 +183,16 @@ fn two_pods_talk_mtls_and_the_programs_may_nothing_else() {
         // A pod without a sidecar is turned away.
         let (stranger, _keeper) = bed.container_pod("out", APPS)?;
         let outside = stranger.container("app", APPS, &["--init"], &["sleep", "infinity"])?;
-        assert!(fetch(&outside, server.pod.v4()).is_err(), "a strict port takes no plaintext");
+        let plaintext = [("direction", direction::INBOUND), ("reason", reason::PLAINTEXT_REFUSED)];
+        for (turned_away, address) in (1..).zip(server.pod.addresses()) {
+            let said = curl(&outside, address)?;
+            let ends = [Some(ALERT), Some(RESET)];
+            assert!(ends.contains(&said.code), "a strict port takes no plaintext: {said:?}");
+            wait_until("the count of what was turned away for that", LIMIT, || {
+                let count = metrics(&server.pod)?.sum(metric::CLOSED, &plaintext);
+                Ok((count == f64::from(turned_away)).then_some(()))
+            })?;
+        }
 
         for meshed in [&server, &client] {
             let proxy = &meshed.proxy;
@@ -235,19 +256,35 @@ fn killed_it_is_restarted_and_nothing_leaves_in_between() {
         let root = site(bed, 1 << 10)?;
         let (server, _nginx, client, shell) = pair(bed, &root)?;
         assert_eq!(fetch(&shell, server.pod.v4())?, "served by nginx\n");
-        let first = server.proxy.pid()?;
+        let (stranger, _keeper) = bed.container_pod("out", APPS)?;
+        let outside = stranger.container("app", APPS, &["--init"], &["sleep", "infinity"])?;
         let wire = server.pod.capture("wire")?;
+
+        // By itself: the engine starts it again at once.
+        let first = server.proxy.pid()?;
         server.proxy.signal(Signal::SIGKILL)?;
         let killed = Instant::now();
-        let mut refused = 0;
         wait_until("an answer after the restart", LIMIT, || {
-            let answer = fetch(&shell, server.pod.v4());
-            refused += u32::from(answer.is_err());
-            Ok(answer.is_ok().then_some(()))
+            Ok(fetch(&shell, server.pod.v4()).ok())
         })?;
-        println!("serves again {:?} after SIGKILL, refused {refused} times", killed.elapsed());
+        println!("serves again {:?} after SIGKILL", killed.elapsed());
         assert_ne!(server.proxy.pid()?, first, "another process");
         assert_eq!(server.proxy.inspect("{{.RestartCount}}")?, "1");
+
+        // And for as long as it is down, which is now until the test says otherwise.
+        server.proxy.update(&["--restart=no"])?;
+        server.proxy.signal(Signal::SIGKILL)?;
+        assert_eq!(server.proxy.wait(LIMIT)?, 128 + Signal::SIGKILL as i32);
+        for address in server.pod.addresses() {
+            let said = curl(&shell, address)?;
+            let ends = [Some(RESET), Some(REFUSED)];
+            assert!(ends.contains(&said.code), "its own sidecar reaches none: {said:?}");
+            let said = curl(&outside, address)?;
+            assert_eq!(said.code, Some(REFUSED), "nobody listens where the rules lead: {said:?}");
+        }
+        server.proxy.start_again()?;
+        wait_ready(&server.pod)?;
+        assert_eq!(fetch(&shell, server.pod.v4())?, "served by nginx\n");
         assert!(!wire.finish(&client.pod)?.contains(b"served by nginx"), "no plaintext in between");
         Ok(())
     });
@@ -273,7 +310,11 @@ fn stopped_after_its_app_it_ends_with_the_last_connection() {
             // nginx finishes what it has and takes nothing more.
             nginx.signal(Signal::SIGQUIT)?;
             server.proxy.signal(Signal::SIGTERM)?;
-            assert!(server.proxy.runs()?, "it serves what is open");
+            let told = wait_until("its word that it was told", LIMIT, || {
+                let printed = server.proxy.printed()?;
+                Ok(printed.lines().find(|line| line.contains("told to stop")).map(str::to_owned))
+            })?;
+            assert!(told.contains("\"open\":1"), "the download is what it stays for: {told}");
             let said = running.join().expect("no panic")?;
             assert_eq!(said.code, Some(0), "{}", said.stderr);
             let done = Instant::now();
@@ -366,8 +407,11 @@ fn the_compose_example_does_what_it_says() {
             let count = |who: &str, what: &str| {
                 said.lines().filter(|line| line.starts_with(who) && line.contains(what)).count()
             };
-            assert_eq!(count("stranger", "answered"), 0, "{said}");
-            let refused = count("stranger", "curl: (");
+            if count("stranger", "answered") > 0 {
+                return Err(Failure::Unexpected(format!("the stranger was answered:\n{said}")));
+            }
+            let ends = [ALERT, RESET].map(|code| format!("curl: ({code})"));
+            let refused: usize = ends.iter().map(|end| count("stranger", end)).sum();
             Ok((count("frontend", "orders answered 200") >= 2 && refused >= 2).then_some(()))
         })
     })();

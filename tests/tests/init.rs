@@ -29,7 +29,7 @@ fn rules(saved: &str) -> Vec<String> {
         .collect()
 }
 
-const BUILT_IN: [&str; 4] = [":PREROUTING ", ":INPUT ", ":OUTPUT ", ":POSTROUTING "];
+const BUILT_IN: [&str; 5] = [":PREROUTING ", ":INPUT ", ":FORWARD ", ":OUTPUT ", ":POSTROUTING "];
 
 /// What the project says that the rules are, for `v4` or `v6`.
 fn canonical(family: &str) -> Result<Vec<String>, Failure> {
@@ -39,9 +39,10 @@ fn canonical(family: &str) -> Result<Vec<String>, Failure> {
     Ok(rules(&fs::read_to_string(&path).context(|| path.display().to_string())?))
 }
 
-/// What is in the nat table of a pod, by one of the `save` programs.
+/// What is in the tables of a pod, by one of the `save` programs.
 fn saved(pod: &Pod, program: &str) -> Result<Vec<String>, Failure> {
-    Ok(rules(&complete(pod.command(program).args(["-t", "nat"]))?))
+    let table = |name| complete(pod.command(program).args(["-t", name]));
+    Ok([rules(&table("nat")?), rules(&table("filter")?)].concat())
 }
 
 /// The save programs of a backend (empty: the system's default), with the family of each.

@@ -1,9 +1,13 @@
 //! What crosses the wire: nothing but TLS where there are sidecars.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use pillion_testbed::stream::pass;
-use pillion_testbed::{Failure, Pair, Pod, Wire, accept, run};
+use pillion_testbed::labels::{CLIENT, SERVER};
+use pillion_testbed::stream::{Outcome, ask, pass, reset};
+use pillion_testbed::{
+    Failure, MeshOptions, Pair, Pod, Wire, accept, complete, policy, run, untouched,
+};
 
 const APP: u16 = 8080;
 const QUESTION: &[u8] = b"the marker of the question, which must not be read on the wire";
@@ -60,5 +64,53 @@ fn no_identity_crosses_in_plaintext() {
         assert!(wire.flows(APP).next().is_some(), "something was captured");
         assert!(!wire.contains(b"spiffe://"), "a certificate crossed in plaintext");
         pair.check_meshed()
+    });
+}
+
+/// Each connection of the proxy's that the server resets stays in the kernel's list for a while. An
+/// app that gets its port for the same server is one of its own, and not redirected.
+#[test]
+fn no_plaintext_crosses_to_a_server_that_resets() {
+    const DIALS: usize = 200;
+    const PORTS: usize = 32;
+    run("wire-resets", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let options = MeshOptions::new(policy::call(&server.addresses(), SERVER), CLIENT);
+        let _caller = client.mesh(bed, options)?;
+        // So few that each is soon one that the proxy has had.
+        let last = 40_000 + PORTS - 1;
+        complete(
+            &mut client.shell(&format!("sysctl -w net.ipv4.ip_local_port_range='40000 {last}'")),
+        )?;
+        for address in server.addresses() {
+            let listener = server.listen(SocketAddr::new(address, APP))?;
+            let to = listener.local_addr()?;
+            let capture = server.capture("resets")?;
+            let over = AtomicBool::new(false);
+            let outcomes = std::thread::scope(|scope| {
+                let serving = scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        reset(accept(&listener)?)?;
+                    }
+                    Ok::<_, Failure>(())
+                });
+                let outcomes: Result<Vec<Outcome>, Failure> =
+                    (0..DIALS).map(|_| ask(&client, to, QUESTION)).collect();
+                over.store(true, Ordering::Relaxed);
+                // Let it see that.
+                drop(server.connect(to)?);
+                serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                outcomes
+            })?;
+            assert!(outcomes.iter().all(Outcome::is_turned_away), "{outcomes:?}");
+            let refused = outcomes.iter().filter(|it| **it == Outcome::Refused).count();
+            println!("{refused} of {DIALS} were not redirected, and were refused");
+            assert!(refused > 0, "no connection was taken for an old one: this shows nothing");
+            let wire = capture.finish(&client)?;
+            assert!(wire.flows(APP).next().is_some(), "something was captured");
+            assert!(!wire.contains(QUESTION), "the app's bytes crossed in plaintext");
+            untouched(&listener)?;
+        }
+        Ok(())
     });
 }

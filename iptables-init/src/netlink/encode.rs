@@ -8,16 +8,17 @@
 use ipnet::IpNet;
 
 use super::kernel::{
-    IPPROTO_TCP, NF_NAT_RANGE_PROTO_SPECIFIED, NFT_BITWISE_MASK_XOR, NFT_CMP_EQ, NFT_CMP_NEQ,
-    NFT_JUMP, NFT_META_IIFNAME, NFT_META_L4PROTO, NFT_META_OIFNAME, NFT_PAYLOAD_NETWORK_HEADER,
-    NFT_REG_1, NFT_REG_VERDICT, NFT_RETURN, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK,
-    NFTA_BITWISE_OP, NFTA_BITWISE_SREG, NFTA_BITWISE_XOR, NFTA_CMP_DATA, NFTA_CMP_OP,
-    NFTA_CMP_SREG, NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS, NFTA_DATA_VALUE, NFTA_DATA_VERDICT,
-    NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_IMMEDIATE_DATA, NFTA_IMMEDIATE_DREG, NFTA_LIST_ELEM,
-    NFTA_META_DREG, NFTA_META_KEY, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_LEN,
-    NFTA_PAYLOAD_OFFSET, NFTA_RULE_COMPAT, NFTA_RULE_COMPAT_FLAGS, NFTA_RULE_COMPAT_PROTO,
-    NFTA_RULE_EXPRESSIONS, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE, NFTA_XT_INFO, NFTA_XT_NAME,
-    NFTA_XT_REV, XT_MULTI_PORTS, XT_MULTIPORT_DESTINATION, XT_OWNER_GID, XT_OWNER_UID,
+    ANY_PORT, IP6T_TCP_RESET, IPPROTO_TCP, IPT_TCP_RESET, NF_NAT_RANGE_PROTO_SPECIFIED,
+    NFT_BITWISE_MASK_XOR, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_JUMP, NFT_META_IIFNAME, NFT_META_L4PROTO,
+    NFT_META_OIFNAME, NFT_PAYLOAD_NETWORK_HEADER, NFT_REG_1, NFT_REG_VERDICT, NFT_RETURN,
+    NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_OP, NFTA_BITWISE_SREG,
+    NFTA_BITWISE_XOR, NFTA_CMP_DATA, NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_COUNTER_BYTES,
+    NFTA_COUNTER_PACKETS, NFTA_DATA_VALUE, NFTA_DATA_VERDICT, NFTA_EXPR_DATA, NFTA_EXPR_NAME,
+    NFTA_IMMEDIATE_DATA, NFTA_IMMEDIATE_DREG, NFTA_LIST_ELEM, NFTA_META_DREG, NFTA_META_KEY,
+    NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET, NFTA_RULE_COMPAT,
+    NFTA_RULE_COMPAT_FLAGS, NFTA_RULE_COMPAT_PROTO, NFTA_RULE_EXPRESSIONS, NFTA_VERDICT_CHAIN,
+    NFTA_VERDICT_CODE, NFTA_XT_INFO, NFTA_XT_NAME, NFTA_XT_REV, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+    XT_MULTI_PORTS, XT_MULTIPORT_DESTINATION, XT_OWNER_GID, XT_OWNER_UID,
 };
 use super::wire::Message;
 use crate::ports::PortSet;
@@ -28,6 +29,11 @@ use crate::rules::{Extension, Family, Owner, Rule, Target};
 pub(super) const OWNER: (&str, u32) = ("owner", 1);
 pub(super) const MULTIPORT: (&str, u32) = ("multiport", 1);
 pub(super) const REDIRECT: (&str, u32) = ("REDIRECT", 0);
+pub(super) const TCP: (&str, u32) = ("tcp", 0);
+pub(super) const REJECT: (&str, u32) = ("REJECT", 0);
+
+/// The flags that are looked at, and those of them that are set, where a connection is opened.
+pub(super) const OPENING: (u8, u8) = (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK, TCP_SYN);
 
 /// Where an address is in its header: the first byte, and how many there are.
 pub(super) fn address_place(family: Family, source: bool) -> (u32, u32) {
@@ -64,6 +70,7 @@ pub(super) fn rule(message: &mut Message, rule: &Rule, family: Family) {
                 extension(list, "match", MULTIPORT, multiport(ports));
             }
             Some(Extension::Owner(owner)) => extension(list, "match", OWNER, owner_info(*owner)),
+            Some(Extension::Syn) => extension(list, "match", TCP, opening()),
         }
         expression(list, "counter", |data| {
             data.put_u64(NFTA_COUNTER_BYTES, 0).put_u64(NFTA_COUNTER_PACKETS, 0);
@@ -74,9 +81,10 @@ pub(super) fn rule(message: &mut Message, rule: &Rule, family: Family) {
             Target::RedirectTo(port) => {
                 extension(list, "target", REDIRECT, nat_range(family, port));
             }
+            Target::Reset => extension(list, "target", REJECT, reset(family)),
         }
     });
-    // What the kernel tells an extension about its rule: multiport and REDIRECT want a protocol.
+    // What the kernel tells an extension about its rule: most want a protocol.
     if rule.tcp {
         message.nest(NFTA_RULE_COMPAT, |compat| {
             compat.put_u32(NFTA_RULE_COMPAT_PROTO, IPPROTO_TCP.into());
@@ -195,6 +203,26 @@ fn owner_info(owner: Owner) -> Vec<u8> {
     };
     let ids = [user, user, group, group].map(u32::to_ne_bytes).concat();
     [&ids[..], &[which, 0]].concat()
+}
+
+/// `struct xt_tcp`: any ports, no option, the flags, no inversion.
+fn opening() -> Vec<u8> {
+    let ports = ANY_PORT.map(u16::to_ne_bytes).concat();
+    let (mask, set) = OPENING;
+    [&ports[..], &[0, mask, set, 0]].concat()
+}
+
+/// `struct ipt_reject_info`, `struct ip6t_reject_info`: with what.
+fn reset(family: Family) -> Vec<u8> {
+    with_reset(family).to_ne_bytes().to_vec()
+}
+
+/// The kernel's number for a reset as the answer.
+pub(super) fn with_reset(family: Family) -> u32 {
+    match family {
+        Family::V4 => IPT_TCP_RESET,
+        Family::V6 => IP6T_TCP_RESET,
+    }
 }
 
 /// `struct nf_nat_ipv4_multi_range_compat` of one range, or `struct nf_nat_range`: no addresses,

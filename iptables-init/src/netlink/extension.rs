@@ -1,10 +1,10 @@
 //! Matches and targets of x_tables in the words of `iptables-save`. Those that this program writes
 //! have their values, and others their name. Pure.
 
-use super::encode::{MULTIPORT, OWNER, REDIRECT};
+use super::encode::{MULTIPORT, OPENING, OWNER, REDIRECT, REJECT, TCP, with_reset};
 use super::kernel::{
-    NF_NAT_RANGE_PROTO_SPECIFIED, NFTA_XT_INFO, NFTA_XT_NAME, NFTA_XT_REV, XT_MULTI_PORTS,
-    XT_MULTIPORT_DESTINATION, XT_OWNER_GID, XT_OWNER_UID,
+    ANY_PORT, NF_NAT_RANGE_PROTO_SPECIFIED, NFTA_XT_INFO, NFTA_XT_NAME, NFTA_XT_REV,
+    XT_MULTI_PORTS, XT_MULTIPORT_DESTINATION, XT_OWNER_GID, XT_OWNER_UID,
 };
 use super::wire::{Attributes, Malformed, array};
 use crate::rules::Family;
@@ -17,6 +17,7 @@ pub(super) fn module(data: &Attributes<'_>) -> Result<String, Malformed> {
     let values = match (name.as_str(), revision) {
         MULTIPORT => multiport(info)?,
         OWNER => owner(info)?,
+        TCP => opening(info)?,
         _ => None,
     };
     let name = quoted(&name);
@@ -59,12 +60,25 @@ fn owner(info: &[u8]) -> Result<Option<String>, Malformed> {
     Ok((which & !(XT_OWNER_UID | XT_OWNER_GID) == 0).then(|| texts.join(" ")))
 }
 
+/// Any ports, and the flags of the packet that opens a connection.
+fn opening(info: &[u8]) -> Result<Option<String>, Malformed> {
+    let ports: [u8; 8] = array(info, 0)?;
+    let [option, mask, set, inverted] = array(info, 8)?;
+    let understood = ports == *ANY_PORT.map(u16::to_ne_bytes).as_flattened()
+        && (option, inverted, (mask, set)) == (0, 0, OPENING);
+    Ok(understood.then(|| "--tcp-flags FIN,SYN,RST,ACK SYN".to_owned()))
+}
+
 /// A target of x_tables.
 pub(super) fn target(data: &Attributes<'_>, family: Family) -> Result<String, Malformed> {
     let name = data.text(NFTA_XT_NAME).ok_or(Malformed)?;
     let revision = data.u32(NFTA_XT_REV)?.unwrap_or(0);
     let info = data.find(NFTA_XT_INFO).unwrap_or_default();
-    let values = if (name.as_str(), revision) == REDIRECT { redirect(info, family)? } else { None };
+    let values = match (name.as_str(), revision) {
+        REDIRECT => redirect(info, family)?,
+        REJECT => reject(info, family)?,
+        _ => None,
+    };
     let name = quoted(&name);
     Ok(match values {
         Some(values) => format!("-j {name}{values}"),
@@ -86,6 +100,11 @@ fn redirect(info: &[u8], family: Family) -> Result<Option<String>, Malformed> {
         NF_NAT_RANGE_PROTO_SPECIFIED => Some(format!(" --to-ports {first}{range}")),
         _ => None,
     })
+}
+
+fn reject(info: &[u8], family: Family) -> Result<Option<String>, Malformed> {
+    let with = u32::from_ne_bytes(array(info, 0)?);
+    Ok((with == with_reset(family)).then(|| " --reject-with tcp-reset".to_owned()))
 }
 
 /// A word as `*-save` prints it: whatever others have put into a name, it stays one word.

@@ -39,6 +39,8 @@ pub(super) const NF_ACCEPT: i32 = 1;
 /// The priority of destination NAT (`NF_IP_PRI_NAT_DST`, linux/netfilter_ipv4.h): both hooks have
 /// it, in nf_tables as in `ip_tables`.
 pub(super) const NF_IP_PRI_NAT_DST: i32 = -100;
+/// The priority of filters, the same in both families.
+pub(super) const NF_IP_PRI_FILTER: i32 = 0;
 
 // linux/netfilter/nf_tables.h
 pub(super) const NFT_MSG_NEWTABLE: u8 = 0;
@@ -127,6 +129,17 @@ pub(super) const XT_OWNER_GID: u8 = 2;
 pub(super) const XT_MULTIPORT_DESTINATION: u8 = 1;
 pub(super) const XT_MULTI_PORTS: usize = 15;
 pub(super) const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
+
+// linux/netfilter/xt_tcpudp.h: ports from and to, where a match takes none; the flags of a segment.
+pub(super) const ANY_PORT: [u16; 4] = [0, u16::MAX, 0, u16::MAX];
+pub(super) const TCP_FIN: u8 = 1;
+pub(super) const TCP_SYN: u8 = 2;
+pub(super) const TCP_RST: u8 = 4;
+pub(super) const TCP_ACK: u8 = 16;
+
+// linux/netfilter_ipv4/ipt_REJECT.h, linux/netfilter_ipv6/ip6t_REJECT.h
+pub(super) const IPT_TCP_RESET: u32 = 7;
+pub(super) const IP6T_TCP_RESET: u32 = 6;
 
 // linux/in.h
 pub(super) const IPPROTO_TCP: u8 = 6;

@@ -1,10 +1,10 @@
 //! nf_tables without a program: the rules of both families in one transaction, by netlink.
 //!
-//! The tables are those of iptables-nft (`nat` of the families `ip` and `ip6`), and so is what
-//! stands in them, so either may go on where the other has ended. Native nft tables would act
+//! The tables are those of iptables-nft (`nat` and `filter` of the families `ip` and `ip6`), and so
+//! is what stands in them, so either may go on where the other has ended. Native nft tables would act
 //! beside these, unseen by `iptables`.
 //!
-//! * [`Table`]: what the kernel lists, in the words of `iptables-save`;
+//! * [`Tables`]: what the kernel lists, in the words of `iptables-save`;
 //! * [`Change`] and [`commit`]: what is to become of it ([`datagram`] shows the message);
 //! * [`earlier_chains`]: chains of others that are asked before ours.
 //!
@@ -26,8 +26,8 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::backend::BackendError;
-use crate::rules::Family;
-use encode::{MULTIPORT, OWNER, REDIRECT};
+use crate::rules::{Family, TableName};
+use encode::{MULTIPORT, OWNER, REDIRECT, REJECT, TCP};
 use kernel::{
     NFNL_MSG_COMPAT_GET, NFNL_SUBSYS_NFT_COMPAT, NFNL_SUBSYS_NFTABLES, NFPROTO_IPV4, NFPROTO_IPV6,
     NFPROTO_UNSPEC, NFT_MSG_GETCHAIN, NFT_MSG_GETGEN, NFT_MSG_GETRULE, NFT_MSG_NEWGEN,
@@ -39,13 +39,13 @@ use transaction::{Batch, Names, Purpose};
 use wire::{Malformed, Message, messages};
 
 pub use earlier::EarlierChain;
-pub use table::Table;
+pub use table::Tables;
 pub use transaction::Change;
 pub use wire::Malformed as MalformedAnswer;
 
 /// What stands for a program in messages.
 const PROGRAM: &str = "netlink";
-/// The table, and the type of its chains.
+/// The type of a chain that translates addresses.
 const NAT: &str = "nat";
 /// How often a change of others is followed by another try. Each takes about a millisecond, and a
 /// run of `iptables` several.
@@ -67,11 +67,11 @@ fn is_nf_tables(message: u16, kind: u8) -> bool {
     message == nf_tables(kind)
 }
 
-/// What the nat table has. Asking creates nothing.
+/// What the tables have. Asking creates nothing.
 ///
 /// # Errors
 /// The kernel does not serve nf_tables, or denies it, or others change the rules all the time.
-pub fn read(family: Family) -> Result<Table, BackendError> {
+pub fn read(family: Family) -> Result<Tables, BackendError> {
     let read = repeated(|| state(&Connection::open()?, &[family]));
     let (tables, _) = read.map_err(|failure| failed(failure, "the rules"))?;
     Ok(tables.into_iter().next().unwrap_or_default())
@@ -100,19 +100,21 @@ pub fn commit(changes: &[Change<'_>]) -> Result<(), BackendError> {
 
 /// What [`commit`] would send with these changes of these tables, were they of generation 0.
 #[must_use]
-pub fn datagram(changes: &[Change<'_>], tables: &[Table]) -> Vec<u8> {
+pub fn datagram(changes: &[Change<'_>], tables: &[Tables]) -> Vec<u8> {
     batch(changes, tables).acknowledged().finish(Purpose::Commit(0))
 }
 
-fn batch(changes: &[Change<'_>], tables: &[Table]) -> Batch {
+fn batch(changes: &[Change<'_>], tables: &[Tables]) -> Batch {
     let mut batch = Batch::new();
-    for (change, table) in changes.iter().zip(tables) {
-        batch.change(change, table);
+    for (change, tables) in changes.iter().zip(tables) {
+        for table in tables.each() {
+            batch.change(change, table);
+        }
     }
     batch
 }
 
-/// Asks the kernel whether our rules can be in a family's table, and changes nothing. It loads
+/// Asks the kernel whether our rules can be in a family's tables, and changes nothing. It loads
 /// the modules that this takes.
 ///
 /// # Errors
@@ -121,8 +123,17 @@ pub fn usable(family: Family) -> Result<(), BackendError> {
     let connection =
         Connection::open().map_err(|error| failed(error.into(), "a socket of netfilter's"))?;
     generation(&connection).map_err(|failure| failed(failure, "its generation"))?;
-    let extensions =
-        [(OWNER, 0, "xt_owner"), (MULTIPORT, 0, "xt_multiport"), (REDIRECT, 1, "xt_REDIRECT")];
+    let reject = match family {
+        Family::V4 => "ipt_REJECT",
+        Family::V6 => "ip6t_REJECT",
+    };
+    let extensions = [
+        (OWNER, 0, "xt_owner"),
+        (MULTIPORT, 0, "xt_multiport"),
+        (TCP, 0, "xt_tcpudp"),
+        (REDIRECT, 1, "xt_REDIRECT"),
+        (REJECT, 1, reject),
+    ];
     for ((name, revision), kind, module) in extensions {
         let mut request = Message::new(
             u16::from_be_bytes([NFNL_SUBSYS_NFT_COMPAT, NFNL_MSG_COMPAT_GET]),
@@ -140,7 +151,9 @@ pub fn usable(family: Family) -> Result<(), BackendError> {
         })?;
     }
     let mut batch = Batch::new();
-    batch.foundation(family, &Table::default());
+    for table in Tables::default().each() {
+        batch.foundation(family, table);
+    }
     let names = batch.names();
     match connection.transact(batch, Purpose::Check) {
         Ok(()) | Err(Failure::Changed) => Ok(()),
@@ -169,25 +182,29 @@ pub fn earlier_chains() -> Result<Vec<EarlierChain>, BackendError> {
 }
 
 /// The tables of these families, and the generation of which they are.
-fn state(connection: &Connection, families: &[Family]) -> Result<(Vec<Table>, u32), Failure> {
+fn state(connection: &Connection, families: &[Family]) -> Result<(Vec<Tables>, u32), Failure> {
     let before = generation(connection)?;
     let mut tables = Vec::new();
     for family in families {
         let answers = lists(connection, family_number(*family))?;
-        tables.push(Table::of(*family, &answers)?);
+        tables.push(Tables::of(*family, &answers)?);
     }
     if generation(connection)? == before { Ok((tables, before)) } else { Err(Failure::Changed) }
 }
 
-/// All chains and rules of a family; of all nat tables where that is one of ours.
+/// All chains of a family, and the rules of our tables; of no one family, the rules of all tables.
 fn lists(connection: &Connection, family: u8) -> Result<Vec<Vec<u8>>, Failure> {
     let request = |kind| Message::new(nf_tables(kind), NLM_F_REQUEST | NLM_F_DUMP, 0, family, 0);
     let mut answers = connection.list(request(NFT_MSG_GETCHAIN))?;
-    let mut rules = request(NFT_MSG_GETRULE);
-    if family != NFPROTO_UNSPEC {
-        rules.put_text(NFTA_RULE_TABLE, NAT);
+    if family == NFPROTO_UNSPEC {
+        answers.extend(connection.list(request(NFT_MSG_GETRULE))?);
+        return Ok(answers);
     }
-    answers.extend(connection.list(rules)?);
+    for table in TableName::ALL {
+        let mut rules = request(NFT_MSG_GETRULE);
+        rules.put_text(NFTA_RULE_TABLE, table.name());
+        answers.extend(connection.list(rules)?);
+    }
     Ok(answers)
 }
 

@@ -1,4 +1,4 @@
-//! The nat table of one family as the kernel lists it: chains, rules, and their handles. Pure.
+//! The tables of one family as the kernel lists them: chains, rules, and their handles. Pure.
 
 use super::decode;
 use super::kernel::{
@@ -6,13 +6,19 @@ use super::kernel::{
     NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_RULE_TABLE,
 };
 use super::wire::{Malformed, messages};
-use super::{NAT, family_number, is_nf_tables};
-use crate::rules::{CHAIN_PREFIX, Family};
+use super::{family_number, is_nf_tables};
+use crate::rules::{CHAIN_PREFIX, Family, TableName};
+use crate::saved_table::SavedTable;
 use crate::snapshot::Snapshot;
 
-/// A nat table; one that does not exist has neither chains nor rules.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table {
+/// The tables that our rules stand in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tables([Table; 2]);
+
+/// One of them; one that does not exist has neither chains nor rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) name: TableName,
     pub(super) chains: Vec<String>,
     pub(super) rules: Vec<Row>,
 }
@@ -37,25 +43,53 @@ impl Row {
     }
 }
 
-impl Table {
-    /// Takes the kernel's answers to a request for all chains and one for all rules apart.
+impl Default for Tables {
+    fn default() -> Self {
+        Self(TableName::ALL.map(Table::empty))
+    }
+}
+
+impl Tables {
+    /// Takes the kernel's answers to a request for all chains and for all rules apart.
     ///
     /// # Errors
     /// An answer is cut off, or lacks what each chain or rule has.
     pub fn of(family: Family, answers: &[Vec<u8>]) -> Result<Self, Malformed> {
-        let mut table = Self::default();
+        let of = |name| Table::of(name, family, answers);
+        Ok(Self([of(TableName::Nat)?, of(TableName::Filter)?]))
+    }
+
+    pub(super) fn each(&self) -> &[Table] {
+        &self.0
+    }
+
+    /// The same in the words of `*-save`.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let [nat, filter] = &self.0;
+        Snapshot::of(|name| if name == nat.name { nat.saved() } else { filter.saved() })
+    }
+}
+
+impl Table {
+    pub(super) fn empty(name: TableName) -> Self {
+        Self { name, chains: Vec::new(), rules: Vec::new() }
+    }
+
+    fn of(name: TableName, family: Family, answers: &[Vec<u8>]) -> Result<Self, Malformed> {
+        let mut table = Self::empty(name);
         for message in answers.iter().map(|answer| messages(answer)) {
             for message in message? {
                 if is_nf_tables(message.kind, NFT_MSG_NEWCHAIN) {
                     let (number, attributes) = message.netfilter()?;
                     let of = attributes.text(NFTA_CHAIN_TABLE);
-                    if number == family_number(family) && of.as_deref() == Some(NAT) {
+                    if number == family_number(family) && of.as_deref() == Some(name.name()) {
                         table.chains.push(attributes.text(NFTA_CHAIN_NAME).ok_or(Malformed)?);
                     }
                 } else if is_nf_tables(message.kind, NFT_MSG_NEWRULE) {
                     let (number, attributes) = message.netfilter()?;
                     let of = attributes.text(NFTA_RULE_TABLE);
-                    if number == family_number(family) && of.as_deref() == Some(NAT) {
+                    if number == family_number(family) && of.as_deref() == Some(name.name()) {
                         let decoded =
                             decode::rule(&attributes.nested(NFTA_RULE_EXPRESSIONS)?, family)?;
                         table.rules.push(Row {
@@ -71,11 +105,9 @@ impl Table {
         Ok(table)
     }
 
-    /// The same in the words of `*-save`.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    fn saved(&self) -> SavedTable {
         let rules = self.rules.iter().map(|rule| (rule.chain.clone(), rule.body.clone()));
-        Snapshot::new(self.chains.clone(), rules)
+        SavedTable::new(self.name, self.chains.clone(), rules)
     }
 
     pub(super) fn has(&self, chain: &str) -> bool {
@@ -117,24 +149,25 @@ mod tests {
 
     fn listed(
         family: Family,
-        chain: &str,
+        chain: Chain,
         handle: u64,
         fill: impl FnOnce(&mut Message),
     ) -> Vec<u8> {
         let mut message = Message::new(nf_tables(NFT_MSG_NEWRULE), 2, 0, family_number(family), 0);
-        message.put_text(NFTA_RULE_TABLE, NAT).put_text(NFTA_RULE_CHAIN, chain);
-        message.put_u64(NFTA_RULE_HANDLE, handle);
+        message.put_text(NFTA_RULE_TABLE, chain.table().name());
+        message.put_text(NFTA_RULE_CHAIN, chain.name()).put_u64(NFTA_RULE_HANDLE, handle);
         fill(&mut message);
         message.finish()
     }
 
     /// What the kernel would list after these rules had been written.
     fn answers(rules: &RuleSet, family: Family) -> Vec<Vec<u8>> {
-        let hooks = [Chain::Prerouting, Chain::Output];
-        let chains = Chain::OURS.into_iter().chain(hooks);
-        let mut answers: Vec<Vec<u8>> = chains.map(|it| chain(family, NAT, it.name())).collect();
+        let chains = TableName::ALL.map(|table| <[&[Chain]; 2]>::from(Chain::of(table)).concat());
+        let chains = chains.iter().flatten();
+        let mut answers: Vec<Vec<u8>> =
+            chains.map(|it| chain(family, it.table().name(), it.name())).collect();
         answers.extend(rules.rules().iter().zip(1..).map(|(rule, handle)| {
-            listed(family, rule.chain.name(), handle, |message| {
+            listed(family, rule.chain, handle, |message| {
                 encode::rule(message, rule, family);
             })
         }));
@@ -155,14 +188,12 @@ mod tests {
         for family in Family::ALL {
             for arguments in [&[], FLAGS] {
                 let rules = rules(arguments, family);
-                let table = Table::of(family, &answers(&rules, family)).unwrap();
-                assert_eq!(table.snapshot().difference(&rules), None);
-                assert_eq!(table.jumps().count(), 2);
-                let bodies: Vec<String> = table
-                    .rules
-                    .iter()
-                    .map(|row| format!("-A {} {}", row.chain, row.body))
-                    .collect();
+                let tables = Tables::of(family, &answers(&rules, family)).unwrap();
+                assert_eq!(tables.snapshot().difference(&rules), None);
+                assert_eq!(tables.each().iter().flat_map(Table::jumps).count(), 3);
+                let rows = tables.each().iter().flat_map(|table| &table.rules);
+                let bodies: Vec<String> =
+                    rows.map(|row| format!("-A {} {}", row.chain, row.body)).collect();
                 let text = transaction(&rules);
                 let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("-A")).collect();
                 assert_eq!(bodies, lines);
@@ -173,17 +204,19 @@ mod tests {
     #[test]
     fn other_tables_and_families_are_left_out() {
         let mut all = answers(&rules(&[], Family::V6), Family::V6);
-        all.push(chain(Family::V4, "filter", "PILLION_X"));
-        assert_eq!(Table::of(Family::V4, &all).unwrap(), Table::default());
+        all.push(chain(Family::V4, "mangle", "PILLION_X"));
+        assert_eq!(Tables::of(Family::V4, &all).unwrap(), Tables::default());
         let [cut, ..] = &mut all[..] else { panic!("there are some") };
         cut.truncate(30);
-        assert!(Table::of(Family::V4, &all).is_err());
+        assert!(Tables::of(Family::V4, &all).is_err());
     }
 
     /// The types of a batch's messages, without its edges.
-    fn kinds(change: &Change<'_>, table: &Table) -> Vec<u16> {
+    fn kinds(change: &Change<'_>, tables: &Tables) -> Vec<u16> {
         let mut batch = Batch::new();
-        batch.change(change, table);
+        for table in tables.each() {
+            batch.change(change, table);
+        }
         let bytes = batch.acknowledged().finish(Purpose::Commit(7));
         let all = messages(&bytes).unwrap();
         assert!(all.iter().zip(0..).all(|(message, number)| message.sequence == number));
@@ -196,27 +229,31 @@ mod tests {
     fn a_first_run_makes_what_is_missing_and_a_second_replaces() {
         let rules = rules(&[], Family::V4);
         let replace = Change::Replace(Family::V4, &rules);
-        let count = rules.rules().len();
-        // A table, two hooks, four chains; then the rules.
-        let first = [vec![0], vec![3; 6], vec![6; count]].concat();
-        assert_eq!(kinds(&replace, &Table::default()), first);
+        let [nat, filter] = TableName::ALL.map(|table| rules.of(table).count());
+        // A table, two hooks, four chains; then the rules. In filter, one hook and one chain.
+        let first = [vec![0], vec![3; 6], vec![6; nat], vec![0], vec![3; 2], vec![6; filter]];
+        assert_eq!(kinds(&replace, &Tables::default()), first.concat());
 
-        let table = Table::of(Family::V4, &answers(&rules, Family::V4)).unwrap();
-        // Our four chains emptied, the jumps put before the old ones, these removed, the rest.
-        let again = [vec![8; 4], vec![6; 2], vec![8; 2], vec![6; count - 2]].concat();
-        assert_eq!(kinds(&replace, &table), again);
+        let tables = Tables::of(Family::V4, &answers(&rules, Family::V4)).unwrap();
+        // Our chains emptied, the jumps put before the old ones, these removed, the rest.
+        let again = [vec![8; 4], vec![6; 2], vec![8; 2], vec![6; nat - 2]].concat();
+        let guard = [vec![8], vec![6], vec![8], vec![6; filter - 1]].concat();
+        assert_eq!(kinds(&replace, &tables), [again, guard].concat());
 
         let remove = Change::Remove(Family::V4);
-        assert_eq!(kinds(&remove, &table), [vec![8; 6], vec![5; 4]].concat());
+        let gone = [vec![8; 6], vec![5; 4], vec![8; 2], vec![5]].concat();
+        assert_eq!(kinds(&remove, &tables), gone);
         let mut nothing = Batch::new();
-        nothing.change(&remove, &Table::default());
+        for table in Tables::default().each() {
+            nothing.change(&remove, table);
+        }
         assert!(nothing.is_empty());
     }
 
     #[test]
     fn an_unfinished_batch_is_only_checked() {
         let mut batch = Batch::new();
-        batch.foundation(Family::V6, &Table::default());
+        batch.foundation(Family::V6, &Table::empty(TableName::Nat));
         let bytes = batch.acknowledged().finish(Purpose::Check);
         let kinds: Vec<u16> = messages(&bytes).unwrap().iter().map(|it| it.kind).collect();
         assert_eq!(kinds, [0x10, 0x0a00, 0x0a03, 0x0a03]);

@@ -146,9 +146,12 @@ fn six_is_an_id_that_the_user_namespace_does_not_map() {
 #[test]
 fn seven_is_a_connection_that_leaves_and_is_refused_by_a_router() {
     let pod = Namespace::with_uplink();
+    pod.shell("iptables -t raw -A OUTPUT -d 192.0.2.0/24 -j CT --notrack").exits(0);
+    pod.init(&[]).exits(7).says("was not redirected").says("Connection refused");
     pod.shell(
-        "iptables -t raw -A OUTPUT -d 192.0.2.0/24 -j CT --notrack \
-         && iptables -I OUTPUT -d 192.0.2.0/24 -j REJECT --reject-with icmp-net-unreachable",
+        "nft add table ip early \
+         && nft add chain ip early out '{ type filter hook output priority -10; }' \
+         && nft add rule ip early out ip daddr 192.0.2.0/24 reject with icmp type net-unreachable",
     )
     .exits(0);
     pod.init(&[]).exits(7).says("Network is unreachable");

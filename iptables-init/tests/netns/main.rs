@@ -24,7 +24,7 @@ use namespace::Namespace;
 const BACKENDS: [&str; 3] = ["netlink", "nft", "legacy"];
 /// Those that run the programs of iptables.
 const WITH_PROGRAMS: [&str; 2] = ["nft", "legacy"];
-const BUILT_IN: [&str; 4] = [":PREROUTING ", ":INPUT ", ":OUTPUT ", ":POSTROUTING "];
+const BUILT_IN: [&str; 5] = [":PREROUTING ", ":INPUT ", ":FORWARD ", ":OUTPUT ", ":POSTROUTING "];
 
 /// The canonical tables, with the kernel's own chains left out.
 fn canonical() -> [Vec<String>; 2] {

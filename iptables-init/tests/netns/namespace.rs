@@ -128,9 +128,13 @@ impl Namespace {
         command
     }
 
-    /// The nat table by one of the save programs, without comments and counters.
+    /// The tables by one of the save programs, without comments and counters.
     pub(crate) fn saved(&self, program: &str) -> Vec<String> {
-        let done = self.command(&[program, "-t", "nat"]).output().unwrap();
+        ["nat", "filter"].map(|table| self.saved_table(program, table)).concat()
+    }
+
+    fn saved_table(&self, program: &str, table: &str) -> Vec<String> {
+        let done = self.command(&[program, "-t", table]).output().unwrap();
         let text = Done::from(done).exits(0).stdout;
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines
@@ -141,7 +145,7 @@ impl Namespace {
             .collect()
     }
 
-    /// Both families' nat tables in one backend.
+    /// Both families' tables in one backend.
     pub(crate) fn tables(&self, backend: &str) -> [Vec<String>; 2] {
         let tables = tables_of(backend);
         ["iptables", "ip6tables"].map(|stem| self.saved(&format!("{stem}-{tables}-save")))

@@ -36,18 +36,28 @@ fn the_programs_find_check_and_delete_what_netlink_wrote() {
     let pod = Namespace::new();
     pod.init(&["--backend=netlink"]).exits(0);
     for (program, rules) in ["iptables-nft", "ip6tables-nft"].into_iter().zip(canonical()) {
-        let rules: Vec<&str> = rules.iter().filter_map(|line| line.strip_prefix("-A ")).collect();
-        for rule in &rules {
-            pod.shell(&format!("{program} -t nat -C {rule}")).exits(0);
+        let mut table = "";
+        let mut ours = Vec::new();
+        for line in &rules {
+            match line.split_at(1) {
+                ("*", name) => table = name,
+                ("-", _) => ours.push(line.replacen("-A ", "", 1) + " -t " + table),
+                _ => {}
+            }
+        }
+        for rule in &ours {
+            pod.shell(&format!("{program} -C {rule}")).exits(0);
         }
         pod.shell(&format!("{program} -t nat -I PILLION_OUTPUT 3 -p tcp --dport 9 -j RETURN"))
             .exits(0);
         pod.shell(&format!("{program} -t nat -D PILLION_OUTPUT 3")).exits(0);
-        for rule in &rules {
-            pod.shell(&format!("{program} -t nat -D {rule}")).exits(0);
+        for rule in &ours {
+            pod.shell(&format!("{program} -D {rule}")).exits(0);
         }
-        let left = pod.shell(&format!("{program} -t nat -S")).exits(0).stdout;
-        assert!(!left.contains("-A "), "{left}");
+        for table in ["nat", "filter"] {
+            let left = pod.shell(&format!("{program} -t {table} -S")).exits(0).stdout;
+            assert!(!left.contains("-A "), "{left}");
+        }
     }
     pod.init(&["--backend=netlink"]).exits(0);
     assert_eq!(without_built_in(pod.tables("nft")), canonical());

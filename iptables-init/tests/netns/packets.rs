@@ -1,11 +1,11 @@
 //! Where each connection goes: every backend, both families, each kind of rule.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::BACKENDS;
 use crate::namespace::Namespace;
@@ -125,6 +125,17 @@ fn listeners(pod: &Namespace, peer: &Namespace, v6: bool) -> Vec<(String, TcpLis
 }
 
 fn dial(namespace: &Namespace, from: From, source: Option<IpAddr>, to: SocketAddr) -> TcpStream {
+    let source = source.map(|ip| SocketAddr::new(ip, 0));
+    try_dial(namespace, from, source, to, Duration::from_secs(5)).unwrap()
+}
+
+fn try_dial(
+    namespace: &Namespace,
+    from: From,
+    source: Option<SocketAddr>,
+    to: SocketAddr,
+    limit: Duration,
+) -> std::io::Result<TcpStream> {
     namespace.inside(move || {
         // The owner match asks for the ids with which the socket was made.
         let (user, group) = match from {
@@ -136,10 +147,11 @@ fn dial(namespace: &Namespace, from: From, source: Option<IpAddr>, to: SocketAdd
         setfsuid(Uid::from_raw(user));
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
         if let Some(source) = source {
-            socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&source.into()).unwrap();
         }
-        socket.connect_timeout(&to.into(), Duration::from_secs(5)).unwrap();
-        socket.into()
+        socket.connect_timeout(&to.into(), limit)?;
+        Ok(socket.into())
     })
 }
 
@@ -169,6 +181,48 @@ fn every_connection_comes_where_the_rules_say() {
                 assert_eq!(reached(&listeners), [case.comes_to], "{what}");
                 drop(connection);
             }
+        }
+    }
+}
+
+/// The kernel's list of connections still has one of the proxy's that its server has reset, or never
+/// answered, when the app gets its port for the same server. The kernel asks nat about it no more.
+#[test]
+fn what_the_kernel_takes_for_an_old_connection_of_the_proxys_does_not_leave() {
+    const LIMIT: Duration = Duration::from_secs(5);
+    for backend in BACKENDS {
+        let (pod, peer) = pair();
+        pod.init(&["--backend", backend, "--no-verify"]).exits(0);
+        for v6 in [false, true] {
+            let listeners = listeners(&pod, &peer, v6);
+            let server = &listeners.iter().find(|(name, _)| name == "peer 80").unwrap().1;
+            let to = SocketAddr::new(address("peer", v6), 80);
+            let from = |port| Some(SocketAddr::new(address("pod", v6), port));
+            let dial = |who, port, limit| try_dial(&pod, who, from(port), to, limit);
+
+            let reset = dial(From::ProxyUser, 40_001, LIMIT).unwrap();
+            let (accepted, _) = server.accept().unwrap();
+            SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(accepted);
+            assert_eq!((&reset).read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            drop(reset);
+
+            let program = if v6 { "ip6tables" } else { "iptables" };
+            let silence = format!("{program} -I INPUT -p tcp --dport 80 -j DROP");
+            peer.shell(&silence).exits(0);
+            let silent = dial(From::ProxyUser, 40_002, Duration::from_millis(200));
+            assert_eq!(silent.unwrap_err().kind(), ErrorKind::TimedOut);
+            peer.shell(&silence.replace("-I", "-D")).exits(0);
+
+            for port in [40_001, 40_002] {
+                let refused = dial(From::App, port, LIMIT).map(|_| ());
+                let what = format!("{backend}, {to} from port {port}");
+                assert_eq!(reached(&listeners), [""; 0], "{what}: {refused:?}");
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{what}");
+            }
+            // Any other port is a connection of its own.
+            let _captured = dial(From::App, 40_003, LIMIT).unwrap();
+            assert_eq!(reached(&listeners), ["outbound"], "{backend}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Both families or neither, and IPv6 never past the proxy in silence.
 
-use crate::namespace::{Namespace, failing};
-use crate::{BACKENDS, WITH_PROGRAMS, canonical, has_ours, without_built_in};
+use crate::namespace::{Namespace, failing, program};
+use crate::{BACKENDS, WITH_PROGRAMS, canonical, has_ours, tables_of, without_built_in};
 
 #[test]
 fn a_failing_second_family_leaves_nothing_of_the_first() {
@@ -130,4 +130,59 @@ fn ipv6_left_alone_is_said_loudly() {
     assert_eq!(v4, canonical()[0]);
     assert!(v6.iter().all(|line| !line.contains("PILLION")), "{v6:?}");
     assert!(!pod.has_source());
+}
+
+/// The programs write the tables one after another, so one may be there and the other not.
+#[test]
+fn a_failing_second_table_puts_the_first_back_to_what_it_was() {
+    for backend in WITH_PROGRAMS {
+        for before in [&[][..], &["--outbound-ports=80"]] {
+            let pod = Namespace::with_uplink();
+            if !before.is_empty() {
+                pod.init(&[before, &["--backend", backend]].concat()).exits(0);
+            }
+            let tables = pod.tables(backend);
+            // The real one, which is given a target that the kernel has not.
+            let name = format!("iptables-{backend}-restore");
+            let directory = tempfile::TempDir::new().unwrap();
+            let once = directory.path().join("once");
+            let script = format!(
+                "if [ -e {once} ]; then exec /usr/sbin/{name} \"$@\"; fi; touch {once}; \
+                 sed 's/-j REJECT.*/-j NOSUCH/' | /usr/sbin/{name} \"$@\"",
+                once = once.display()
+            );
+            program(directory.path(), &name, &script);
+            pod.init_with(directory.path(), &["--backend", backend])
+                .exits(6)
+                .says("NOSUCH")
+                .says("IPv4: what was there before is back");
+            assert_eq!(pod.tables(backend), tables, "{backend} {before:?}");
+            assert_eq!(pod.has_source(), !before.is_empty());
+        }
+    }
+}
+
+/// Whatever others let pass first, the guard has seen it.
+#[test]
+fn the_guard_stands_ahead_of_what_others_have_in_its_place() {
+    for backend in BACKENDS {
+        let pod = Namespace::with_uplink();
+        let tables = tables_of(backend);
+        let accept = "-A OUTPUT -p tcp -j ACCEPT";
+        let insert = format!("iptables-{tables} {}", accept.replace("-A OUTPUT", "-I OUTPUT"));
+        let jump = "-A OUTPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j PILLION_GUARD";
+        for _ in 0..3 {
+            pod.shell(&insert).exits(0);
+            pod.init(&["--backend", backend]).exits(0);
+            let [v4, _] = pod.tables(backend);
+            let filter = v4.iter().skip_while(|line| *line != "*filter");
+            let output: Vec<&String> =
+                filter.filter(|line| line.starts_with("-A OUTPUT")).collect();
+            assert_eq!(output[0], jump, "{backend}");
+            assert!(output[1..].iter().all(|line| *line == accept), "{output:?}");
+        }
+        pod.init(&["--cleanup"]).exits(0);
+        let [v4, _] = pod.tables(backend);
+        assert_eq!(v4.iter().filter(|line| *line == accept).count(), 3, "{backend}");
+    }
 }

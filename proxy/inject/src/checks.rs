@@ -1,7 +1,10 @@
 //! Pods that must not get a sidecar as they are, and those that can get around theirs.
 
+use pillion_app_probes::is_container_name;
+
 use crate::diagnostic::{Finding, Kind, printable};
 use crate::manifest::{Container, Pod, int, ints, is_set};
+use crate::options::Settings;
 use crate::sidecar::{IDENTITY_VOLUME, POLICY_VOLUME, PROXY_ID, PROXY_PORTS};
 use crate::tree::{Entry, Place, Tree};
 
@@ -9,6 +12,8 @@ use crate::tree::{Entry, Place, Tree};
 const POWERS: [&str; 5] = ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "SYS_PTRACE", "ALL"];
 /// Those that trace a process of another user.
 const TRACING: [&str; 3] = ["SYS_PTRACE", "SYS_ADMIN", "ALL"];
+
+const OS_LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
 
 /// Everything that is wrong with a pod, but for its probes.
 pub(crate) fn check(tree: &Tree, pod: &Pod, containers: &[Container], found: &mut Vec<Finding>) {
@@ -24,14 +29,16 @@ pub(crate) fn check(tree: &Tree, pod: &Pod, containers: &[Container], found: &mu
                        pillion.dev/inject: \"false\"";
         add(Kind::Windows, at, message.to_owned());
     }
-    for volume in tree.get(spec, "volumes").iter().flat_map(|entry| tree.items(entry.value)) {
-        if let Some(name) = tree.text_of(volume, "name").filter(|name| reserved(name)) {
-            let at = tree.start(volume.node);
-            add(
-                Kind::ReservedName,
-                at,
-                format!("`{name}` is a volume of the sidecar's; rename it"),
-            );
+    let volumes = volumes(tree, pod).into_iter().map(|volume| (volume, Some(volume)));
+    let claims = pod.claims.iter().map(|claim| {
+        let metadata = tree.get(*claim, "metadata");
+        (*claim, metadata.map(|metadata| metadata.value))
+    });
+    for (place, named) in volumes.chain(claims) {
+        let name = named.and_then(|named| tree.text_of(named, "name"));
+        if let Some(name) = name.filter(|name| reserved(name)) {
+            let message = format!("`{name}` is a volume of the sidecar's; rename it");
+            add(Kind::ReservedName, tree.start(place.node), message);
         }
     }
     if let Some(context) = tree.get(spec, "securityContext") {
@@ -45,6 +52,14 @@ pub(crate) fn check(tree: &Tree, pod: &Pod, containers: &[Container], found: &mu
             let message = format!("a second container `{name}`; give each its own name");
             found.push(Finding::new(Kind::ContainerName, container.at, message));
         }
+        if !is_container_name(&container.name) {
+            let message = format!(
+                "Kubernetes takes no container `{}`; write lower-case letters, digits and -, 63 of \
+                 them at most",
+                printable(&container.name)
+            );
+            found.push(Finding::new(Kind::ContainerName, container.at, message));
+        }
         check_container(tree, container, sees, found);
     }
 }
@@ -53,12 +68,104 @@ fn reserved(name: &str) -> bool {
     [POLICY_VOLUME, IDENTITY_VOLUME].contains(&name)
 }
 
+fn volumes(tree: &Tree, pod: &Pod) -> Vec<Place> {
+    let list = tree.get(pod.spec.value, "volumes");
+    list.map(|list| tree.items(list.value)).unwrap_or_default()
+}
+
+/// The app's ways to the Secret with the proxy's key: volumes and variables.
+pub(crate) fn secret_readers(
+    tree: &Tree,
+    pod: &Pod,
+    containers: &[Container],
+    settings: &Settings,
+) -> Vec<Finding> {
+    let secret = settings.get("identity-secret");
+    if settings.get("identity") != "secret" {
+        return Vec::new();
+    }
+    let names = |place: Place, key: &str, name: &str| {
+        tree.get(place, key).is_some_and(|it| tree.text_of(it.value, name) == Some(secret))
+    };
+    let has_it = |volume: &Place| {
+        let projected = tree.get(*volume, "projected").and_then(|it| tree.get(it.value, "sources"));
+        let mut sources = projected.iter().flat_map(|sources| tree.items(sources.value));
+        names(*volume, "secret", "secretName") || sources.any(|it| names(it, "secret", "name"))
+    };
+    let volumes = volumes(tree, pod).into_iter().filter(has_it);
+    let volumes: Vec<&str> = volumes.filter_map(|it| tree.text_of(it, "name")).collect();
+    let items = |container: &Container, key| {
+        tree.get(container.place, key).map(|list| tree.items(list.value)).unwrap_or_default()
+    };
+    let mut found = Vec::new();
+    for container in containers {
+        let mounts = items(container, "volumeMounts").into_iter();
+        let mounts = mounts.filter(|mount| {
+            tree.text_of(*mount, "name").is_some_and(|name| volumes.contains(&name))
+        });
+        let env = items(container, "env").into_iter().filter(|variable| {
+            let from = tree.get(*variable, "valueFrom");
+            from.is_some_and(|from| names(from.value, "secretKeyRef", "name"))
+        });
+        let env_from = items(container, "envFrom").into_iter();
+        let env_from = env_from.filter(|from| names(*from, "secretRef", "name"));
+        for place in mounts.chain(env).chain(env_from) {
+            let message = format!(
+                "container `{}` gets the Secret `{}`, so it can read the proxy's private key; give \
+                 the app a Secret of its own",
+                printable(&container.name),
+                printable(secret)
+            );
+            found.push(Finding::new(Kind::SharedKey, tree.start(place.node), message));
+        }
+    }
+    found
+}
+
+/// Where the pod says that it is for Windows.
 fn windows(tree: &Tree, spec: Place) -> Option<usize> {
+    let host_process = tree
+        .get(spec, "securityContext")
+        .and_then(|context| tree.get(context.value, "windowsOptions"))
+        .and_then(|options| is_set(tree, options.value, "hostProcess"));
+    let labelled = windows_label(tree, spec);
+    labelled
+        .or_else(|| host_process.map(|entry| tree.start(entry.key)))
+        .or_else(|| windows_affinity(tree, spec))
+}
+
+/// A required affinity whose every term wants Windows.
+fn windows_affinity(tree: &Tree, spec: Place) -> Option<usize> {
+    let mut place = spec;
+    for key in [
+        "affinity",
+        "nodeAffinity",
+        "requiredDuringSchedulingIgnoredDuringExecution",
+        "nodeSelectorTerms",
+    ] {
+        place = tree.get(place, key)?.value;
+    }
+    let wants = |expression: &Place| {
+        let values = tree.get(*expression, "values").map(|values| tree.items(values.value));
+        let values = values.unwrap_or_default();
+        tree.text_of(*expression, "key").is_some_and(|key| OS_LABELS.contains(&key))
+            && tree.text_of(*expression, "operator") == Some("In")
+            && !values.is_empty()
+            && values.iter().all(|value| tree.text(value.node) == Some("windows"))
+    };
+    let term = |term: Place| {
+        let expressions = tree.get(term, "matchExpressions")?;
+        tree.items(expressions.value).into_iter().find(wants)
+    };
+    let terms: Option<Vec<Place>> = tree.items(place).into_iter().map(term).collect();
+    terms?.first().map(|expression| tree.start(expression.node))
+}
+
+fn windows_label(tree: &Tree, spec: Place) -> Option<usize> {
     let os = tree.get(spec, "os").map(|os| os.value).and_then(|os| tree.get(os, "name"));
     let node = |label| tree.get(tree.get(spec, "nodeSelector")?.value, label);
-    let labels = ["kubernetes.io/os", "beta.kubernetes.io/os"];
     os.into_iter()
-        .chain(labels.into_iter().filter_map(node))
+        .chain(OS_LABELS.into_iter().filter_map(node))
         .find(|entry| tree.text(entry.value.node) == Some("windows"))
         .map(|entry| tree.start(entry.key))
 }
@@ -101,7 +208,7 @@ fn check_container(
     for port in tree.get(container.place, "ports").iter().flat_map(|p| tree.items(p.value)) {
         let number = tree.text_of(port, "containerPort").and_then(int).unwrap_or(0);
         let tcp = tree.text_of(port, "protocol").is_none_or(|protocol| protocol == "TCP");
-        if tcp && PROXY_PORTS.contains(&number) {
+        if tcp && PROXY_PORTS.iter().any(|port| i64::from(*port) == number) {
             let at = tree.get(port, "containerPort").map_or(0, |entry| tree.start(entry.key));
             let message = format!("the proxy listens on port {number}; give the app another one");
             found.push(Finding::new(Kind::PortClash, at, message));

@@ -160,13 +160,21 @@ fn convert(file: &str, bytes: &[u8], matches: &ArgMatches, settings: &Settings) 
 
 /// Joins files; the first is kept as it is, so that one file alone is not touched.
 fn append(output: &mut String, text: &str) {
-    if !output.is_empty() {
-        if !output.ends_with('\n') {
-            output.push('\n');
-        }
-        if !text.starts_with("---") {
-            output.push_str("---\n");
-        }
+    if output.is_empty() {
+        output.push_str(text);
+        return;
+    }
+    if !output.ends_with('\n') {
+        output.push('\n');
+    }
+    // A byte order mark is one at the beginning of a text alone.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
+    if lines.next().is_some_and(|line| line.starts_with('%')) {
+        // A directive is one behind the end of a document (YAML 1.2.2, 9.2).
+        output.push_str("...\n");
+    } else if !text.starts_with("---") {
+        output.push_str("---\n");
     }
     output.push_str(text);
 }

@@ -79,9 +79,11 @@ kinds! {
     ReservedName = "reserved-name", Error;
     /// A container sees the proxy's process and may trace it.
     ProcessNamespace = "process-namespace", Error;
+    /// The pod's own `resources` are less than what its containers request with the sidecar.
+    PodResources = "pod-resources", Error;
     /// Two containers of one name, or one without.
     ContainerName = "container-name", Error;
-    /// A probe or a hook that cannot be understood.
+    /// A probe that cannot be understood.
     Probe = "probe", Error;
     /// An annotation of ours that does not exist.
     UnknownAnnotation = "unknown-annotation", Error;
@@ -97,8 +99,14 @@ kinds! {
     NotReversible = "not-reversible", Error;
     /// A container can get around the proxy.
     Bypass = "bypass", Warning;
+    /// A container has the Secret with the proxy's key, by another way than the proxy's.
+    SharedKey = "shared-key", Warning;
     /// A probe asks another machine, and is left alone.
     ProbeHost = "probe-host", Warning;
+    /// A template of pods in a kind that is unknown here, and that passes through.
+    NotInjected = "not-injected", Warning;
+    /// A hook that the kubelet makes over the network, and that is left alone.
+    Hook = "hook", Warning;
 }
 
 /// The resource that a diagnostic is about.

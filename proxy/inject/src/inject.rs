@@ -1,19 +1,21 @@
 //! Puts the sidecar into every pod of a text.
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
-use crate::checks::check;
+use crate::checks::{check, secret_readers};
 use crate::diagnostic::{Finding, Kind, Severity};
 use crate::edit::{Editor, shared};
 use crate::emit::Layout;
 use crate::layers::{annotated, configured};
-use crate::manifest::{Container, Pod, pods};
+use crate::manifest::{Container, Pod, resources};
 use crate::options::Settings;
 use crate::probes::{self, Probe, stand_in};
 use crate::record::{RECORD, Record};
+use crate::resources;
 use crate::sidecar::Sidecar;
 use crate::tree::{Entry, Tree};
 use crate::uninject::clean;
+use crate::unknown;
 
 /// The new text, and warnings; or what refuses it.
 pub(crate) fn inject(
@@ -51,7 +53,9 @@ fn plan(text: &str, settings: &Settings, found: &mut Vec<Finding>) -> Option<Str
     };
     let settings = configured(&tree, settings, found);
     let mut editor = Editor::new(text, &tree);
-    for pod in pods(&tree, found) {
+    let (pods, unknown) = resources(&tree, found);
+    found.extend(unknown.iter().filter_map(|it| unknown::warning(&tree, it, &settings)));
+    for pod in pods {
         let mut own = Vec::new();
         if let Err(finding) = plan_pod(&tree, &pod, &settings, &mut editor, &mut own) {
             own.push(finding);
@@ -86,6 +90,8 @@ fn plan_pod(
     }
     let containers = pod.containers(tree, found);
     check(tree, pod, &containers, found);
+    found.extend(secret_readers(tree, pod, &containers, &settings));
+    found.extend(resources::of_pod(tree, pod, &containers, &settings));
     let probes: Vec<Probe> =
         containers.iter().flat_map(|container| probes::find(tree, container, found)).collect();
     // What is wrong already would be found wrong again.
@@ -99,15 +105,13 @@ fn plan_pod(
     };
     let layout = editor.layout(&pod.spec, Some(&list));
 
+    let sidecar = Sidecar::new(&settings, probes::variable(tree, &probes)?);
     let mut record = Record::default();
-    let mut tasks = Map::new();
-    for Probe { path, handler, task } in probes {
+    for Probe { path, handler, .. } in probes {
         let (name, asks) = stand_in(&path);
         let was = editor.exchange(&handler, (name, &asks), layout)?;
-        record.probes.insert(path.clone(), was);
-        tasks.insert(path, task);
+        record.probes.insert(path, was);
     }
-    let sidecar = Sidecar::new(&settings, &tasks);
     for (key, items) in [("initContainers", sidecar.containers), ("volumes", sidecar.volumes)] {
         match tree.get(pod.spec.value, key) {
             None => {

@@ -3,6 +3,7 @@
 use crate::diagnostic::{Finding, Kind, printable};
 use crate::manifest::{Pod, int};
 use crate::options::{ANNOTATION_PREFIX, OPTIONS, Opt, Settings, find, nearest};
+use crate::resources::of_options;
 use crate::tree::{Entry, Place, Tree, Value};
 
 /// The kind of a `functionConfig`.
@@ -103,6 +104,11 @@ pub(crate) fn annotated(
         let message = "identity pod-certificate needs a signer; say which one with --signer-name, \
                        or the annotation pillion.dev/signer-name";
         found.push(Finding::new(Kind::BadValue, tree.start(pod.spec.key), message));
+    }
+    if settings.get("inject") == "true" {
+        let at = tree.start(pod.spec.key);
+        let problems = of_options(&settings).into_iter();
+        found.extend(problems.map(|problem| Finding::new(Kind::BadValue, at, problem)));
     }
     settings
 }

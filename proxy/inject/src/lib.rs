@@ -6,10 +6,11 @@
 //! * `cli`: flags, variables, files, exit codes;
 //! * `krm`: errors as a KRM function reports them;
 //! * `inject`, `uninject`: what has to change in each pod;
-//! * `checks`, `probes`, `layers`: what refuses a pod, what the kubelet asks, options of one pod;
+//! * `checks`, `resources`, `probes`, `layers`: what refuses a pod, what the kubelet asks, options of
+//!   one pod;
 //! * `sidecar`, `record`: what is added, and what remembers what was there;
 //! * `options`, `syntax`: every option and what its value has to be;
-//! * `manifest`: where the pods are;
+//! * `manifest`, `unknown`: where the pods are, and where others are that get no sidecar;
 //! * `edit`, `emit`, `tree`: the text itself;
 //! * `diagnostic`: what is wrong, where, and what cures it.
 
@@ -25,10 +26,12 @@ mod manifest;
 mod options;
 mod probes;
 mod record;
+mod resources;
 mod sidecar;
 mod syntax;
 mod tree;
 mod uninject;
+mod unknown;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Kind, Resource, Severity};
 pub use krm::{is_resource_list, refusal};

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::diagnostic::{Finding, Kind, Resource};
 use crate::tree::{Entry, Id, Place, Tree, Value};
+use crate::unknown::{self, Unknown};
 
 /// Kind, group of its `apiVersion`, and the keys that lead to the pod's `metadata` and `spec`.
 const WORKLOADS: &[(&str, &str, &[&str])] = &[
@@ -12,6 +13,8 @@ const WORKLOADS: &[(&str, &str, &[&str])] = &[
     ("StatefulSet", "apps", &["spec", "template"]),
     ("DaemonSet", "apps", &["spec", "template"]),
     ("ReplicaSet", "apps", &["spec", "template"]),
+    ("ReplicationController", "", &["spec", "template"]),
+    ("PodTemplate", "", &["template"]),
     ("Job", "batch", &["spec", "template"]),
     ("CronJob", "batch", &["spec", "jobTemplate", "spec", "template"]),
 ];
@@ -31,6 +34,8 @@ pub(crate) struct Pod {
     pub(crate) spec: Entry,
     /// The resource's own metadata, where that is not the pod's.
     pub(crate) outer_metadata: Option<Place>,
+    /// A StatefulSet's `volumeClaimTemplates`, which are volumes of the pod, too.
+    pub(crate) claims: Vec<Place>,
 }
 
 /// A container of a pod.
@@ -51,12 +56,17 @@ impl Container {
 
 /// Every pod of the documents, in their order.
 pub(crate) fn pods(tree: &Tree, found: &mut Vec<Finding>) -> Vec<Pod> {
-    let mut visitor = Visitor { tree, seen: HashSet::new(), pods: Vec::new(), found };
+    resources(tree, found).0
+}
+
+/// The same, and the templates of pods in kinds that are unknown.
+pub(crate) fn resources(tree: &Tree, found: &mut Vec<Finding>) -> (Vec<Pod>, Vec<Unknown>) {
+    let (pods, unknown) = (Vec::new(), Vec::new());
+    let mut visitor = Visitor { tree, seen: HashSet::new(), pods, unknown, found };
     for &root in &tree.documents {
-        visitor.found.extend(tree.duplicate_keys(root, false));
         visitor.visit(tree.place(root), None, MAX_LISTS);
     }
-    visitor.pods
+    (visitor.pods, visitor.unknown)
 }
 
 struct Visitor<'t> {
@@ -65,6 +75,7 @@ struct Visitor<'t> {
     /// cannot be changed anyway, and once is enough to say so.
     seen: HashSet<Id>,
     pods: Vec<Pod>,
+    unknown: Vec<Unknown>,
     found: &'t mut Vec<Finding>,
 }
 
@@ -93,7 +104,8 @@ impl Visitor<'_> {
         // These kinds were in `extensions` before they were in `apps`.
         let group = if group == "extensions" { "apps" } else { group };
         let workload = WORKLOADS.iter().find(|(name, of, _)| *name == kind && *of == group);
-        let Some((.., path)) = workload else { return };
+        // In a workload every key counts, elsewhere those that say what it is.
+        let mut problems = tree.duplicate_keys(place.node, workload.is_some());
         let metadata = tree.get(place, "metadata").map(|entry| entry.value);
         let named =
             |key| metadata.and_then(|m| tree.text_of(m, key)).unwrap_or_default().to_owned();
@@ -103,11 +115,21 @@ impl Visitor<'_> {
             name: named("name"),
             namespace: named("namespace"),
         };
-        let mut problems = tree.duplicate_keys(place.node, true);
+        let Some((.., path)) = workload else {
+            self.found.extend(problems);
+            if !kind.is_empty() && !kind.ends_with("List") {
+                self.unknown.extend(unknown::find(tree, place, &resource));
+            }
+            return;
+        };
         match pod(tree, place, path) {
             Ok((holder, spec)) => {
                 let outer_metadata = metadata.filter(|_| !path.is_empty());
-                self.pods.push(Pod { resource: resource.clone(), holder, spec, outer_metadata });
+                let claims = tree.get(place, "spec").filter(|_| kind == "StatefulSet");
+                let claims = claims.and_then(|spec| tree.get(spec.value, "volumeClaimTemplates"));
+                let claims = claims.map(|list| tree.items(list.value)).unwrap_or_default();
+                let resource = resource.clone();
+                self.pods.push(Pod { resource, holder, spec, outer_metadata, claims });
             }
             Err(problem) => problems.push(problem),
         }
@@ -184,7 +206,7 @@ pub(crate) fn int(text: &str) -> Option<i64> {
         Some(digits) => (true, digits),
         None => (false, plain.strip_prefix('+').unwrap_or(&plain)),
     };
-    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+    if !digits.trim_start_matches('.').starts_with(|c: char| c.is_ascii_digit()) {
         return None;
     }
     let radix = |prefixes: [&str; 2], radix| {
@@ -196,7 +218,8 @@ pub(crate) fn int(text: &str) -> Option<i64> {
         .or_else(|| radix(["0b", "0B"], 2))
         .or_else(|| digits.strip_prefix('0').and_then(|rest| i64::from_str_radix(rest, 8).ok()))
         .or_else(|| digits.parse().ok())
-        .or_else(|| whole(digits))?;
+        .or_else(|| whole(digits))
+        .or_else(|| sexagesimal(digits))?;
     Some(if negative { -number } else { number })
 }
 
@@ -206,6 +229,15 @@ fn whole(text: &str) -> Option<i64> {
     // Every whole number up to here is exact, and has no more digits than an integer's.
     let exact = number.fract() == 0.0 && number.abs() < 9e15;
     exact.then(|| format!("{number:.0}").parse().ok()).flatten()
+}
+
+/// `22:17`, in base 60 (YAML 1.1's integers).
+fn sexagesimal(text: &str) -> Option<i64> {
+    let (first, rest) = text.split_once(':')?;
+    rest.split(':').try_fold(first.parse::<i64>().ok()?, |sum, digits| {
+        let digits = digits.parse::<u8>().ok().filter(|digits| *digits < 60)?;
+        sum.checked_mul(60)?.checked_add(digits.into())
+    })
 }
 
 /// The integers of a list.
@@ -230,13 +262,18 @@ mod tests {
             "1.337e3",
             "+1337",
             "0b10100111001",
+            ".1337e+4",
+            "13370e-1",
+            "22:17",
         ] {
             assert_eq!(int(text), Some(1337), "{text}");
         }
         assert_eq!(int("-5"), Some(-5));
         assert_eq!(int("0"), Some(0));
         assert_eq!(int("08"), Some(8), "no octal, so decimal");
-        for text in ["", "http", "1.5", "1e300", "0x", "nan", "inf", "--5"] {
+        for text in
+            ["", "http", "1.5", "1e300", "0x", "nan", "inf", "--5", "..5", "1:60", "10.0.0.1:80"]
+        {
             assert_eq!(int(text), None, "{text}");
         }
     }

@@ -166,6 +166,12 @@ pub const OPTIONS: &[Opt] = &[
         "Leave connections to these addresses alone",
     ),
     Opt::new("cpu-request", "10m", Syntax::Quantity, "The CPU that the proxy requests"),
+    Opt::new(
+        "cpu-limit",
+        "",
+        Syntax::Quantity,
+        "The most CPU that each of both containers may have; one throttles the app's connections",
+    ),
     Opt::new("memory-request", "32Mi", Syntax::Quantity, "The memory that the proxy requests"),
     Opt::new("memory-limit", "256Mi", Syntax::Quantity, "The most memory that the proxy may have"),
     Opt::new("log", "", Syntax::Text, "The proxy's log filter, PILLION_LOG"),

@@ -1,23 +1,26 @@
-//! Probes and hooks that the kubelet asks of the app, and that the proxy will ask instead.
+//! Probes that the kubelet asks of the app, and that the proxy will ask instead.
 //!
 //! The kubelet has no certificate, so a strict port would refuse it. It asks the proxy's health
 //! port, and the proxy asks the app.
+//!
+//! Hooks of the container's lifecycle are not redirected: anyone can ask the health port, so anyone
+//! could trigger them; they have no limit of time; and the kubelet takes any answer for success, so
+//! the proxy's 503 would be one.
 
+use pillion_app_probes::{MAX_BYTES, MAX_PROBES, PREFIX, Step, of_own_ports, read, request_target};
 use serde_json::{Map, Value as Json, json};
 
 use crate::diagnostic::{Finding, Kind, printable};
 use crate::manifest::{Container, int};
-use crate::sidecar::HEALTH_PORT;
+use crate::sidecar::{HEALTH_PORT, PROXY_PORTS};
 use crate::tree::{Entry, Place, Tree};
 
 /// What the kubelet can ask of a container; `exec` and `sleep` ask nobody over the network.
 const HANDLERS: [&str; 5] = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"];
 const PROBES: [&str; 3] = ["startupProbe", "livenessProbe", "readinessProbe"];
 const HOOKS: [&str; 2] = ["postStart", "preStop"];
-/// What the path begins with that the kubelet asks for instead.
-const PREFIX: &str = "/app-health/";
 
-/// A probe or hook that goes over the network.
+/// A probe that goes over the network.
 pub(crate) struct Probe {
     /// What the kubelet will ask the proxy for.
     pub(crate) path: String,
@@ -32,19 +35,19 @@ pub(crate) fn stand_in(path: &str) -> (&'static str, Json) {
     ("httpGet", json!({"path": path, "port": HEALTH_PORT}))
 }
 
-/// The probes and hooks that have to be redirected.
+/// The probes that have to be redirected; hooks are warned of.
 pub(crate) fn find(tree: &Tree, container: &Container, found: &mut Vec<Finding>) -> Vec<Probe> {
     let mut probes = Vec::new();
     for (kind, place) in places(tree, container.place) {
         let Some(handler) = handler(tree, place, found) else { continue };
-        let name = tree.text(handler.key).unwrap_or_default();
-        // A hook has no other handler that the kubelet would carry out.
-        if HOOKS.contains(&kind) && name != "httpGet" {
+        if HOOKS.contains(&kind) {
+            found.extend(hook(tree, kind, &handler));
             continue;
         }
         match task(tree, container, place, &handler) {
             Ok(Some(task)) => {
                 let path = format!("{PREFIX}{}/{kind}", container.name);
+                found.extend(refused(tree, place, &path, &task));
                 probes.push(Probe { path, handler, task });
             }
             Ok(None) => {
@@ -58,13 +61,88 @@ pub(crate) fn find(tree: &Tree, container: &Container, found: &mut Vec<Finding>)
     probes
 }
 
-/// Handlers of ours, with the path that they ask for.
+/// What the proxy would have against a probe, at its places in the manifest.
+fn refused(tree: &Tree, probe: Place, path: &str, task: &Json) -> Vec<Finding> {
+    let problems =
+        match pillion_app_probes::write(&[(path.to_owned(), task.clone())].into_iter().collect()) {
+            Ok(text) => read(&text)
+                .map_or_else(|problems| problems, |read| of_own_ports(&read, &PROXY_PORTS)),
+            Err(problems) => problems,
+        };
+    let finding = |problem: pillion_app_probes::Problem| {
+        // As far as the manifest has the place.
+        let mut at = tree.start(probe.node);
+        let mut place = probe;
+        for step in problem.place.iter().skip(1) {
+            let next = match step {
+                Step::Key(key) => {
+                    tree.get(place, key).map(|entry| (tree.start(entry.key), entry.value))
+                }
+                Step::Item(item) => {
+                    tree.items(place).get(*item).map(|item| (tree.start(item.node), *item))
+                }
+            };
+            let Some(next) = next else { break };
+            (at, place) = next;
+        }
+        let cure = if problem.what.contains("; ") { "" } else { "; mend it, or make it an `exec`" };
+        let message = format!("the proxy cannot run this probe: {}{cure}", problem.what);
+        Finding::new(Kind::Probe, at, message)
+    };
+    problems.into_iter().map(finding).collect()
+}
+
+/// The value of `PILLION_APP_PROBES`, if there has to be one; every probe of it is taken alone.
+pub(crate) fn variable(tree: &Tree, probes: &[Probe]) -> Result<Option<String>, Finding> {
+    if probes.is_empty() {
+        return Ok(None);
+    }
+    if let Some(probe) = probes.get(MAX_PROBES) {
+        let message = format!(
+            "the pod has {} probes and {MAX_PROBES} is the most that the proxy runs; make some an \
+             `exec`",
+            probes.len()
+        );
+        return Err(Finding::new(Kind::Probe, tree.start(probe.handler.key), message));
+    }
+    let tasks: Map<String, Json> =
+        probes.iter().map(|probe| (probe.path.clone(), probe.task.clone())).collect();
+    pillion_app_probes::write(&tasks).map(Some).map_err(|problems| {
+        let longest = probes.iter().max_by_key(|probe| probe.task.to_string().len());
+        let why: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let message = format!(
+            "the pod's probes are too much for the proxy ({MAX_BYTES} bytes is the most): {}; \
+             shorten this one, the longest",
+            why.join(", ")
+        );
+        Finding::new(Kind::Probe, longest.map_or(0, |probe| tree.start(probe.handler.key)), message)
+    })
+}
+
+/// What is wrong with a hook that the kubelet makes over the network; none for one of another
+/// machine, which our rules do not see.
+fn hook(tree: &Tree, kind: &str, handler: &Entry) -> Option<Finding> {
+    if tree.text_of(handler.value, "host").is_some_and(|host| !host.is_empty()) {
+        return None;
+    }
+    let message = match tree.text(handler.key)? {
+        "httpGet" => format!(
+            "the kubelet makes this {kind} without a certificate, so a port in strict mode turns it \
+             away; make it an `exec`, or list its port and path in the policy's `inbound.probes`"
+        ),
+        _ => format!("the kubelet carries out no such {kind}; make it an `exec`"),
+    };
+    Some(Finding::new(Kind::Hook, tree.start(handler.key), message))
+}
+
+/// Handlers of ours, with the path that they ask for; in hooks, too, where 0.1.0 once put them.
 pub(crate) fn stand_ins(tree: &Tree, container: &Container) -> Vec<(String, Entry)> {
     let ours = |place: Place| {
         let handler = tree.present(place, "httpGet")?;
         let path = tree.text_of(handler.value, "path")?;
         let port = tree.text_of(handler.value, "port").and_then(int)?;
-        (path.starts_with(PREFIX) && port == HEALTH_PORT).then(|| (path.to_owned(), handler))
+        (path.starts_with(PREFIX) && port == i64::from(HEALTH_PORT))
+            .then(|| (path.to_owned(), handler))
     };
     let places = places(tree, container.place).into_iter();
     places.filter_map(|(_, place)| ours(place)).collect()
@@ -87,7 +165,15 @@ fn handler(tree: &Tree, probe: Place, found: &mut Vec<Finding>) -> Option<Entry>
         return None;
     }
     let name = |entry: &Entry| tree.text(entry.key).unwrap_or_default();
-    handlers.into_iter().find(|entry| !["exec", "sleep"].contains(&name(entry)))
+    let handler = handlers.into_iter().find(|entry| !["exec", "sleep"].contains(&name(entry)))?;
+    let empty = tree.get(probe, "httpGet").filter(|entry| tree.is_null(entry.value));
+    if let Some(empty) = empty {
+        let message = "an `httpGet` without anything stands beside the probe's handler, where the \
+                       sidecar's has to go; leave it out";
+        found.push(Finding::new(Kind::Probe, tree.start(empty.key), message));
+        return None;
+    }
+    Some(handler)
 }
 
 /// `None` for a handler with a host of its own.
@@ -126,10 +212,11 @@ fn task(
 
 fn http(tree: &Tree, place: Place, port: i64) -> Result<Json, Finding> {
     let path = tree.text_of(place, "path").unwrap_or_default();
-    let slash = if path.starts_with('/') { "" } else { "/" };
+    // What has no target is refused with the proxy's words.
+    let path = request_target(path).unwrap_or_else(|_| path.to_owned());
     let scheme = tree.text_of(place, "scheme").filter(|scheme| !scheme.is_empty());
     let scheme = scheme.unwrap_or("HTTP");
-    let mut body = json!({"path": format!("{slash}{path}"), "port": port, "scheme": scheme});
+    let mut body = json!({"path": path, "port": port, "scheme": scheme});
     if !["HTTP", "HTTPS"].contains(&scheme) {
         let at = tree.get(place, "scheme").map_or(0, |entry| tree.start(entry.key));
         let message = format!("the scheme `{}` is unknown; write HTTP or HTTPS", printable(scheme));
@@ -158,8 +245,13 @@ fn port(tree: &Tree, container: &Container, handler: &Entry) -> Result<i64, Find
     let text = tree.text(entry.value.node).unwrap_or_default();
     let ports = tree.get(container.place, "ports").map(|ports| tree.items(ports.value));
     let named = ports.into_iter().flatten().find(|port| tree.text_of(*port, "name") == Some(text));
-    let number = named.and_then(|port| tree.text_of(port, "containerPort")).unwrap_or(text);
-    int(number).filter(|port| (1..=65535).contains(port)).ok_or_else(|| {
+    let number = match named {
+        Some(port) => tree.text_of(port, "containerPort").and_then(int),
+        // In quotes it is a string, which the kubelet takes for decimal digits.
+        None if tree.is_quoted(entry.value) => text.parse().ok(),
+        None => int(text),
+    };
+    number.filter(|port| (1..=65535).contains(port)).ok_or_else(|| {
         let message = format!(
             "container `{}` has no port `{}`; name one of its `ports`, or write a number",
             printable(&container.name),

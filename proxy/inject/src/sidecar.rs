@@ -16,14 +16,14 @@ pub(crate) const IDENTITY_VOLUME: &str = "pillion-identity";
 /// The user and group of the proxy, whose connections are not captured.
 pub(crate) const PROXY_ID: i64 = 1337;
 /// Admin, outbound, inbound, metrics, health.
-pub(crate) const PROXY_PORTS: [i64; 5] = [15000, 15001, 15006, 15020, HEALTH_PORT];
+pub(crate) const PROXY_PORTS: [u16; 5] = [15000, 15001, 15006, 15020, HEALTH_PORT];
 /// Where the kubelet asks instead of the app.
-pub(crate) const HEALTH_PORT: i64 = 15021;
+pub(crate) const HEALTH_PORT: u16 = 15021;
 
 const CERTIFICATES: &str = "/var/run/secrets/spiffe.io";
 const SOCKETS: &str = "/spiffe-workload-api";
 /// Of pillion-init, which runs for a moment.
-const INIT_CPU: &str = "10m";
+pub(crate) const INIT_CPU: &str = "10m";
 const INIT_MEMORY: &str = "16Mi";
 const INIT_MEMORY_LIMIT: &str = "64Mi";
 /// 0444: the proxy runs as a user of its own. The volume is in memory and only in its container.
@@ -36,8 +36,8 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// `probes` is the value of `PILLION_APP_PROBES`; empty without one.
-    pub(crate) fn new(settings: &Settings, probes: &Map<String, Value>) -> Self {
+    /// `probes` is the value of `PILLION_APP_PROBES`.
+    pub(crate) fn new(settings: &Settings, probes: Option<String>) -> Self {
         let identity = Identity::new(settings);
         let policy = json!({"name": settings.get("policy")});
         Self {
@@ -66,10 +66,7 @@ fn init(settings: &Settings) -> Value {
         })
         .collect();
     put(&mut container, "env", env.into());
-    let resources = json!({
-        "requests": {"cpu": INIT_CPU, "memory": INIT_MEMORY},
-        "limits": {"memory": INIT_MEMORY_LIMIT},
-    });
+    let resources = resources((INIT_CPU, INIT_MEMORY), INIT_MEMORY_LIMIT, settings);
     put(&mut container, "resources", resources);
     let privileges = json!({
         "runAsUser": 0,
@@ -85,7 +82,7 @@ fn init(settings: &Settings) -> Value {
     container.into()
 }
 
-fn proxy(settings: &Settings, identity: &Identity, probes: &Map<String, Value>) -> Value {
+fn proxy(settings: &Settings, identity: &Identity, probes: Option<String>) -> Value {
     let mut container = container(PROXY, settings.get("proxy-image"), settings);
     put(&mut container, "restartPolicy", "Always".into());
     let mut env = identity.env.clone();
@@ -94,9 +91,8 @@ fn proxy(settings: &Settings, identity: &Identity, probes: &Map<String, Value>) 
             env.push(json!({"name": name, "value": settings.get(option)}));
         }
     }
-    if !probes.is_empty() {
-        let value = crate::emit::json(&Value::Object(probes.clone()), None);
-        env.push(json!({"name": "PILLION_APP_PROBES", "value": value}));
+    if let Some(probes) = probes {
+        env.push(json!({"name": "PILLION_APP_PROBES", "value": probes}));
     }
     put(&mut container, "env", env.into());
     let health = |path: &str| json!({"path": path, "port": HEALTH_PORT});
@@ -116,13 +112,11 @@ fn proxy(settings: &Settings, identity: &Identity, probes: &Map<String, Value>) 
         ("readinessProbe", json!({"httpGet": health("/healthz/ready")})),
         (
             "resources",
-            json!({
-                "requests": {
-                    "cpu": settings.get("cpu-request"),
-                    "memory": settings.get("memory-request"),
-                },
-                "limits": {"memory": settings.get("memory-limit")},
-            }),
+            resources(
+                (settings.get("cpu-request"), settings.get("memory-request")),
+                settings.get("memory-limit"),
+                settings,
+            ),
         ),
         (
             "securityContext",
@@ -149,6 +143,15 @@ fn proxy(settings: &Settings, identity: &Identity, probes: &Map<String, Value>) 
         put(&mut container, key, value);
     }
     container.into()
+}
+
+fn resources((cpu, memory): (&str, &str), limit: &str, settings: &Settings) -> Value {
+    let mut limits = Map::new();
+    if !settings.get("cpu-limit").is_empty() {
+        put(&mut limits, "cpu", settings.get("cpu-limit").into());
+    }
+    put(&mut limits, "memory", limit.into());
+    json!({"requests": {"cpu": cpu, "memory": memory}, "limits": limits})
 }
 
 fn container(name: &str, image: &str, settings: &Settings) -> Map<String, Value> {

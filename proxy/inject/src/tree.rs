@@ -4,17 +4,16 @@
 //! followed when somebody asks, one at a time, so that they cannot grow without bound ("the
 //! billion laughs"). The nodes are in one vector: a deep tree needs no deep stack to be dropped.
 
-use std::collections::{HashMap, HashSet};
-use std::ops::Range;
+mod builder;
+mod characters;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::diagnostic::{Finding, Kind};
 
 /// The largest input, in bytes.
 pub const MAX_BYTES: usize = 16 << 20;
-/// Far deeper than the schemas in definitions of custom resources.
-const MAX_DEPTH: usize = 200;
 /// The most mappings that are looked into for one key.
 const MAX_MERGED: usize = 1000;
 
@@ -85,24 +84,6 @@ pub(crate) struct Entry {
     pub(crate) value: Place,
 }
 
-struct Open {
-    start: usize,
-    style: Style,
-    anchor: usize,
-    is_map: bool,
-    children: Vec<Id>,
-}
-
-struct Builder<'t> {
-    text: &'t str,
-    /// Byte of each character, where they differ.
-    bytes: Option<Vec<usize>>,
-    nodes: Vec<Node>,
-    open: Vec<Open>,
-    documents: Vec<Id>,
-    anchors: HashMap<usize, Id>,
-}
-
 impl Tree {
     /// Reads every document of `text`.
     pub(crate) fn parse(text: &str) -> Result<Self, Finding> {
@@ -113,26 +94,28 @@ impl Tree {
             );
             return Err(Finding::new(Kind::TooLarge, 0, message));
         }
-        let bytes = (!text.is_ascii()).then(|| text.char_indices().map(|(byte, _)| byte).collect());
-        let mut builder = Builder {
-            text,
-            bytes,
-            nodes: Vec::new(),
-            open: Vec::new(),
-            documents: Vec::new(),
-            anchors: HashMap::new(),
-        };
-        for event in Parser::new_from_str(text) {
-            match event {
-                Ok((event, span)) => builder.take(event, span)?,
-                Err(error) => {
-                    let at = builder.byte(error.marker().index());
-                    let message = format!("this is not YAML: {}; mend it here", error.info());
-                    return Err(Finding::new(Kind::YamlSyntax, at, message));
-                }
+        characters::check(text)?;
+        let tree = builder::parse(text)?;
+        tree.check_merges()?;
+        Ok(tree)
+    }
+
+    /// With more merges than are looked into, a key could be overlooked.
+    fn check_merges(&self) -> Result<(), Finding> {
+        let mut left = MAX_MERGED - 1;
+        for node in &self.nodes {
+            let Value::Map(_, entries) = &node.value else { continue };
+            for &(key, value) in entries.iter().filter(|(key, _)| self.is_merge(*key)) {
+                let sources = self.items(self.place(value)).len().max(1);
+                left = left.checked_sub(sources).ok_or_else(|| {
+                    let message = format!(
+                        "more than {MAX_MERGED} mappings are merged with `<<`; write some of them out"
+                    );
+                    Finding::new(Kind::TooDeep, self.start(key), message)
+                })?;
             }
         }
-        Ok(Self { nodes: builder.nodes, documents: builder.documents })
+        Ok(())
     }
 
     pub(crate) fn node(&self, id: Id) -> Option<&Node> {
@@ -275,6 +258,11 @@ impl Tree {
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
+    /// A scalar in quotes, or a block scalar: a string.
+    pub(crate) fn is_quoted(&self, place: Place) -> bool {
+        matches!(self.value(place), Some(Value::Scalar { plain: false, .. }))
+    }
+
     /// Null, or a list or mapping without anything in it.
     pub(crate) fn is_empty(&self, place: Place) -> bool {
         match self.value(place) {
@@ -284,7 +272,9 @@ impl Tree {
         }
     }
 
-    /// The second of two equal keys, anywhere below `root` or in it alone.
+    /// The second of two equal keys, anywhere below `root` or in it alone; also where the second
+    /// one is merged, because then readers differ as well: YAML's merge type says that the
+    /// mapping's own key wins, and go-yaml 2, which kubectl has, takes the last one.
     pub(crate) fn duplicate_keys(&self, root: Id, deep: bool) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut stack = vec![root];
@@ -293,6 +283,7 @@ impl Tree {
                 Some(Value::Map(_, entries)) => {
                     let mut seen = HashSet::new();
                     for &(key, value) in entries {
+                        found.extend(self.merged_over(key, value, &seen));
                         if let Some(text) = self.text(key).filter(|text| !seen.insert(*text)) {
                             let message = format!(
                                 "the key `{}` stands here a second time; leave one of them out",
@@ -309,6 +300,25 @@ impl Tree {
             }
         }
         found
+    }
+
+    /// A merge key whose mapping has one of the keys before it.
+    fn merged_over(&self, key: Id, value: Id, before: &HashSet<&str>) -> Option<Finding> {
+        let place = self.place(value);
+        let sources = match self.value(place) {
+            _ if !self.is_merge(key) => Vec::new(),
+            Some(Value::Seq(..)) => self.items(place),
+            _ => vec![place],
+        };
+        let entries = sources.into_iter().flat_map(|source| self.effective(source));
+        let twice =
+            entries.filter_map(|entry| self.text(entry.key)).find(|key| before.contains(key))?;
+        let message = format!(
+            "what is merged here has the key `{}`, too, which stands before it, and readers differ in \
+             which one they take; write `<<` first",
+            crate::diagnostic::printable(twice)
+        );
+        Some(Finding::new(Kind::DuplicateKey, self.start(key), message))
     }
 
     /// An anchor inside one of the ranges that is used outside of all of them; the ranges are in
@@ -330,144 +340,9 @@ impl Tree {
     }
 }
 
-impl Builder<'_> {
-    fn byte(&self, index: usize) -> usize {
-        match &self.bytes {
-            None => index.min(self.text.len()),
-            Some(bytes) => bytes.get(index).copied().unwrap_or(self.text.len()),
-        }
-    }
-
-    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Finding> {
-        let (start, span_end) = (self.byte(span.start.index()), self.byte(span.end.index()));
-        match event {
-            Event::Scalar(text, style, anchor, _) => {
-                let quote = match style {
-                    ScalarStyle::SingleQuoted => Some('\''),
-                    ScalarStyle::DoubleQuoted => Some('"'),
-                    _ => None,
-                };
-                let end = quote.and_then(|quote| self.quoted_end(start, quote));
-                let end = end.unwrap_or_else(|| self.trimmed(span_end).max(start));
-                let value =
-                    Value::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain };
-                self.finish(value, start, end, anchor);
-            }
-            Event::Alias(anchor) => {
-                let Some(&target) = self.anchors.get(&anchor) else {
-                    let message = "an alias inside of what it stands for; write the value out";
-                    return Err(Finding::new(Kind::YamlSyntax, start, message));
-                };
-                if let Some(node) = self.nodes.get_mut(target) {
-                    node.shared = true;
-                }
-                self.finish(Value::Alias(target), start, self.trimmed(span_end), 0);
-            }
-            Event::SequenceStart(anchor, _) => self.begin(false, anchor, start, span_end)?,
-            Event::MappingStart(anchor, _) => self.begin(true, anchor, start, span_end)?,
-            // The span of a bracket goes on to the next token.
-            Event::SequenceEnd | Event::MappingEnd => self.close(start + 1),
-            Event::Nothing
-            | Event::StreamStart
-            | Event::StreamEnd
-            | Event::DocumentStart(_)
-            | Event::DocumentEnd => {}
-        }
-        Ok(())
-    }
-
-    /// After the closing quote: the event's span goes on to the next token.
-    fn quoted_end(&self, start: usize, quote: char) -> Option<usize> {
-        let rest = without_properties(self.text.get(start..)?);
-        let mut rest = rest.strip_prefix(quote)?;
-        loop {
-            let mut chars = rest.get(rest.find([quote, '\\'])?..)?.chars();
-            let backslash = chars.next()? == '\\';
-            let after = chars.as_str();
-            // `\"` escapes in double quotes, and `''` in single ones.
-            let escape =
-                if backslash { quote == '"' } else { quote == '\'' && after.starts_with('\'') };
-            if !escape && !backslash {
-                return Some(self.text.len() - after.len());
-            }
-            if escape {
-                chars.next();
-            }
-            rest = chars.as_str();
-        }
-    }
-
-    fn trimmed(&self, end: usize) -> usize {
-        let before = self.text.get(..end).unwrap_or_default();
-        before.trim_end_matches([' ', '\t', '\r', '\n']).len()
-    }
-
-    fn begin(
-        &mut self,
-        is_map: bool,
-        anchor: usize,
-        start: usize,
-        end: usize,
-    ) -> Result<(), Finding> {
-        if self.open.len() == MAX_DEPTH {
-            let message = format!(
-                "nested deeper than {MAX_DEPTH} levels, which no manifest is; \
-                 look for a bracket too many"
-            );
-            return Err(Finding::new(Kind::TooDeep, start, message));
-        }
-        // The event's own bytes are tag and anchor, the bracket if there is one, and what is
-        // between that and the next token.
-        let own = without_properties(self.text.get(start..end).unwrap_or_default());
-        let in_flow = self.open.last().is_some_and(|open| open.style != Style::Block);
-        let style = match in_flow {
-            _ if own.starts_with(['{', '[']) => Style::Flow,
-            true => Style::Pair,
-            false => Style::Block,
-        };
-        self.open.push(Open { start, style, anchor, is_map, children: Vec::new() });
-        Ok(())
-    }
-
-    fn close(&mut self, end: usize) {
-        let Some(Open { start, style, anchor, is_map, children }) = self.open.pop() else { return };
-        let last = children.last().and_then(|&id| self.nodes.get(id)).map(|node| node.end);
-        let end = if style == Style::Flow { end } else { last.unwrap_or(start) };
-        let value = if is_map {
-            let pairs = children.chunks_exact(2);
-            Value::Map(style, pairs.filter_map(|c| Some((*c.first()?, *c.last()?))).collect())
-        } else {
-            Value::Seq(style, children)
-        };
-        self.finish(value, start, end, anchor);
-    }
-
-    fn finish(&mut self, value: Value, start: usize, end: usize, anchor: usize) {
-        let id = self.nodes.len();
-        self.nodes.push(Node { value, start, end, shared: false });
-        if anchor != 0 {
-            self.anchors.insert(anchor, id);
-        }
-        match self.open.last_mut() {
-            Some(parent) => parent.children.push(id),
-            None => self.documents.push(id),
-        }
-    }
-}
-
-/// What comes after a node's tag and anchor.
-fn without_properties(text: &str) -> &str {
-    let space = [' ', '\t', '\r', '\n'];
-    let mut rest = text;
-    while rest.starts_with(['&', '!']) {
-        let token = rest.find(space).unwrap_or(rest.len());
-        rest = rest.get(token..).unwrap_or_default().trim_start_matches(space);
-    }
-    rest
-}
-
 #[cfg(test)]
 mod tests {
+    use super::builder::MAX_DEPTH;
     use super::*;
 
     fn at<'t>(text: &'t str, tree: &Tree, path: &[&str]) -> &'t str {
@@ -547,10 +422,42 @@ mod tests {
         assert_eq!(refused("a: &x [*x]"), (Kind::YamlSyntax, 7));
         assert_eq!(refused("ü: {\n").0, Kind::YamlSyntax);
         assert_eq!(refused("a: *x").0, Kind::YamlSyntax);
+        for c in ['\u{85}', '\u{2028}', '\u{2029}', '\u{feff}', '\0', '\u{1}', '\u{7f}', '\u{ffff}']
+        {
+            assert_eq!(refused(&format!("a: 1 # y{c}  b: 2")), (Kind::YamlSyntax, 8), "{c:?}");
+        }
+        assert_eq!(refused("\u{feff}\u{feff}a: 1"), (Kind::YamlSyntax, 3));
+        assert!(Tree::parse("\u{feff}a: \"\\u2028\\u0085\"\t# \u{a0}\u{1f600}\r\n").is_ok());
+        for tag in ["!!binary", "!!merge", "!<tag:yaml.org,2002:binary>", "!!bin%61ry"] {
+            assert_eq!(refused(&format!("a: {tag} eA==")), (Kind::YamlSyntax, 3), "{tag}");
+            assert_eq!(refused(&format!("{tag} eA==: a")), (Kind::YamlSyntax, 0), "{tag}");
+        }
+        let handle = "%TAG !e! tag:yaml.org,2002:\n--- !e!binary eA==\n";
+        assert_eq!(refused(handle).0, Kind::YamlSyntax);
+        assert!(Tree::parse("a: !!str b\n!local c: !!int \"1\"\nd: !!map {e: !!seq []}\n").is_ok());
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
         assert_eq!(refused(&nested(MAX_DEPTH + 1)), (Kind::TooDeep, MAX_DEPTH));
         assert!(Tree::parse(&nested(MAX_DEPTH)).is_ok());
         assert_eq!(refused(&" ".repeat(MAX_BYTES + 1)).0, Kind::TooLarge);
+    }
+
+    #[test]
+    fn a_merge_that_readers_take_differently_is_found() {
+        let at = |text: &str| -> Vec<usize> {
+            let tree = Tree::parse(text).unwrap();
+            tree.duplicate_keys(tree.documents[0], true).iter().map(|f| f.at).collect()
+        };
+        assert_eq!(at("x: &x {a: 1}\ny: {a: 2, <<: *x}\n"), [23]);
+        assert_eq!(at("x: &x {a: 1}\ny: {a: 2, <<: [{b: 1}, *x]}\n"), [23]);
+        assert_eq!(at("x: &x {a: 1}\ny: {b: 2, <<: *x, a: 3}\n"), [0; 0]);
+        assert_eq!(at("x: &x {a: 1}\ny: {a: 2, \"<<\": *x}\n"), [0; 0]);
+    }
+
+    #[test]
+    fn more_merges_than_are_looked_into_are_refused() {
+        let text = |n: usize| format!("x: &x {{a: 1}}\ny:\n{}", "- {<<: [*x, *x]}\n".repeat(n));
+        assert!(Tree::parse(&text(499)).is_ok());
+        assert_eq!(Tree::parse(&text(500)).unwrap_err().kind, Kind::TooDeep);
     }
 
     #[test]

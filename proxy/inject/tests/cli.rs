@@ -55,6 +55,14 @@ fn files_are_joined_and_one_bad_one_silences_all() {
     let bad = file("bad.yaml", BAD);
     let joined = run(&[&plain, &marked, &plain], &[], "");
     assert_eq!(out(&joined), "a: 1\n---\nb: 2\n---\na: 1");
+    let marked_pod = file("bom.yaml", &format!("\u{feff}{POD}"));
+    let directive = file("directive.yaml", &format!("# a\n\n%YAML 1.2\n---\n{POD}"));
+    let joined = run(&[&plain, &marked_pod, &directive, &marked_pod], &[], "");
+    assert_eq!(joined.status.code(), Some(0), "{}", err(&joined));
+    let back = run(&["--uninject"], &[], out(&joined));
+    let want = format!("a: 1\n---\n{POD}...\n# a\n\n%YAML 1.2\n---\n{POD}---\n{POD}");
+    assert_eq!((back.status.code(), out(&back)), (Some(0), &*want), "{}", err(&back));
+    assert_eq!(out(&joined).matches("name: pillion-proxy\n").count(), 3);
     let refused = run(&[&plain, &bad], &[], "");
     assert_eq!((refused.status.code(), out(&refused)), (Some(1), ""));
     assert!(

@@ -11,11 +11,12 @@
 
 mod common;
 
-use common::{pods, reference, writer};
+use common::{nasty, pods, reference, writer};
 use fastrand::Rng;
-use pillion_inject::{Settings, inject, uninject};
+use pillion_inject::{Kind, Settings, inject, uninject};
+use serde_json::{Value, json};
 
-fn normal(documents: Vec<serde_json::Value>) -> Vec<serde_json::Value> {
+fn normal(documents: Vec<Value>) -> Vec<Value> {
     let mut documents = documents;
     documents.iter_mut().for_each(reference::normal);
     documents
@@ -45,6 +46,46 @@ fn manifests_in_any_style() {
         assert_eq!(reference::read(&text), documents, "seed {seed}: the writer is wrong:\n{text}");
         check(&text, &format!("seed {seed}"));
     }
+}
+
+/// Probes that nobody should write: what is taken, the proxy takes, for the same probe; and what is
+/// refused has its place.
+#[test]
+fn what_is_written_for_the_proxy_is_what_it_reads() {
+    let (mut taken, mut refused) = (0, 0);
+    for seed in 0..3000 {
+        let mut rng = Rng::with_seed(seed);
+        let containers: Vec<Value> =
+            (0..rng.usize(1..4)).map(|n| nasty::container(&mut rng, n)).collect();
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": {"containers": containers}});
+        let text = writer::stream(&mut rng, std::slice::from_ref(&pod));
+        let injected = match inject("f.yaml", &text, &Settings::default()) {
+            Ok(injected) => injected.text,
+            Err(errors) => {
+                refused += 1;
+                let lines = text.lines().count();
+                for error in errors.as_slice() {
+                    assert!(error.kind == Kind::Probe && error.line <= lines, "{error}\n{text}");
+                }
+                continue;
+            }
+        };
+        let read = &reference::read(&injected)[0];
+        let env = read["spec"]["initContainers"][1]["env"].as_array().into_iter().flatten();
+        let written =
+            env.filter(|it| it["name"] == "PILLION_APP_PROBES").map(|it| it["value"].as_str());
+        let written = written.map(Option::unwrap).next().unwrap_or("{}");
+        assert!(!written.contains("$("), "the kubelet would expand it: {written}");
+        let probes =
+            pillion_app_probes::read(written).unwrap_or_else(|why| panic!("{why:?}\n{text}"));
+        assert_eq!(
+            pillion_app_probes::of_own_ports(&probes, &[15000, 15001, 15006, 15020, 15021]),
+            []
+        );
+        assert_eq!(probes, nasty::meant(&pod), "{text}");
+        taken += usize::from(!probes.is_empty());
+    }
+    assert!(taken > 500 && refused > 500, "{taken} taken, {refused} refused");
 }
 
 /// The manifests of the golden tests, with comments and blank lines put in between their lines.

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 use crate::config::APP_PROBE_PREFIX;
 
+pub use clients::MAX_WAITING;
 pub use server::serve;
 
 /// Every endpoint, for the documentation's test: server, method and path.

@@ -26,6 +26,10 @@ const MAX_BODY: usize = 10 * 1024;
 /// The head of an answer may be so long.
 const MAX_HEAD: usize = 64 * 1024;
 
+/// The kubelet counts an answer's headers no more than this does: none is shorter than `a:` and the
+/// end of its line.
+const MAX_HEADERS: usize = MAX_HEAD / 4;
+
 /// A redirect after so many requests is not followed.
 const MAX_REQUESTS: usize = 10;
 
@@ -145,6 +149,9 @@ where
     let (mut sender, connection) = http1::Builder::new()
         .title_case_headers(true)
         .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        // RFC 9112, 5.2: the kubelet takes a folded line, too.
+        .allow_obsolete_multiline_headers_in_responses(true)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(Failing::Http)?;

@@ -8,8 +8,8 @@
 //! Anyone in the network may ask. What is asked of the app is in the configuration alone: nothing
 //! of the request but its path, which chooses among those that are configured, and the pod's
 //! address that it came to. Of each probe one runs at a time at each of these; whoever asks
-//! meanwhile gets its result. So nobody can keep the kubelet from its answer by asking often, and
-//! the app sees no more than one connection.
+//! meanwhile, or within 250 ms after its end, gets its result. So nobody can keep the kubelet from its
+//! answer by asking often, and the app sees one connection at a time, and at most four a second.
 
 mod failing;
 mod grpc;
@@ -21,7 +21,7 @@ mod unverified;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
@@ -41,6 +41,14 @@ pub use failing::{RESULTS, SUCCESS};
 /// Apps know the kubelet by the beginning of this, and leave its requests out of their logs.
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("kube-probe/pillion-", env!("CARGO_PKG_VERSION")));
+
+/// A result is as good as a new one for so long. The kubelet asks once a second at most. Without it,
+/// asking all the time would leave a closed connection in TIME_WAIT for each question, and to look
+/// for a free port among thousands of them holds up every connection to the app.
+const FRESH: Duration = Duration::from_millis(250);
+
+/// What a run has found, and when it ended; nothing while it is under way.
+type Run = watch::Receiver<Option<(Answer, Instant)>>;
 
 /// What the kubelet is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,8 +71,8 @@ pub struct AppHealth {
 #[derive(Debug)]
 struct Probe {
     what: AppProbe,
-    /// What runs, by the pod's address that it was asked at.
-    running: Mutex<HashMap<IpAddr, watch::Receiver<Option<Answer>>>>,
+    /// What runs or has just ended, by the pod's address that it was asked at.
+    runs: Mutex<HashMap<IpAddr, Run>>,
     /// The result that the log has last.
     said: Mutex<Option<&'static str>>,
     limiter: LogLimiter,
@@ -79,7 +87,7 @@ impl AppHealth {
         let configured = &shared.config.app_probes;
         let probe = |what: &AppProbe| Probe {
             what: what.clone(),
-            running: Mutex::default(),
+            runs: Mutex::default(),
             said: Mutex::default(),
             limiter: LogLimiter::default(),
         };
@@ -96,30 +104,30 @@ impl AppHealth {
     /// came to: the app is asked at that address. `None`: there is no such probe.
     pub async fn ask(self: &Arc<Self>, path: &str, at: SocketAddr) -> Option<Answer> {
         let mut result = self.begin(self.probes.get(path)?, at);
-        let found = result.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
-        Some(found.unwrap_or_else(|| Answer {
+        let found = result.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+        let panicked = || Answer {
             status: StatusCode::SERVICE_UNAVAILABLE,
             line: "the probe panicked; the log has it, please report it".into(),
-        }))
+        };
+        Some(found.map_or_else(panicked, |(answer, _)| answer))
     }
 
-    /// The run that is under way, or a new one. It goes on when whoever asked has gone, because
-    /// others may wait for it.
-    fn begin(self: &Arc<Self>, probe: &Probe, at: SocketAddr) -> watch::Receiver<Option<Answer>> {
-        let mut running = probe.running();
-        // A run that has panicked is closed, and is none.
-        if let Some(run) = running.get(&at.ip()).filter(|run| run.has_changed().is_ok()) {
+    /// The run that is under way or has just ended, or a new one. It goes on when whoever asked has
+    /// gone, because others may wait for it.
+    fn begin(self: &Arc<Self>, probe: &Probe, at: SocketAddr) -> Run {
+        let mut runs = probe.runs();
+        // The pod has few addresses, but a process in it has all of 127.0.0.0/8.
+        runs.retain(|_, run| is_fresh(run));
+        if let Some(run) = runs.get(&at.ip()) {
             return run.clone();
         }
         let (done, result) = watch::channel(None);
-        running.insert(at.ip(), result.clone());
+        runs.insert(at.ip(), result.clone());
         let (this, path) = (Arc::clone(self), probe.what.path.clone());
         tokio::spawn(async move {
             if let Some(probe) = this.probes.get(&path) {
                 let answer = this.run(probe, at).await;
-                // Whoever asks from here on gets a run of his own.
-                probe.running().remove(&at.ip());
-                done.send_replace(Some(answer));
+                done.send_replace(Some((answer, Instant::now())));
             }
         });
         result
@@ -140,10 +148,18 @@ impl AppHealth {
     }
 }
 
+/// Whether a run's result is still to come or good enough. One that has panicked ends without.
+fn is_fresh(run: &Run) -> bool {
+    match &*run.borrow() {
+        Some((_, ended)) => ended.elapsed() < FRESH,
+        None => run.has_changed().is_ok(),
+    }
+}
+
 impl Probe {
     // Each statement leaves the map whole.
-    fn running(&self) -> MutexGuard<'_, HashMap<IpAddr, watch::Receiver<Option<Answer>>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn runs(&self) -> MutexGuard<'_, HashMap<IpAddr, Run>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Logs a result that is another than the log has. One that comes within a second of the last

@@ -32,6 +32,13 @@ fn count(health: &AppHealth, result: &str) -> bool {
     text.contains(&format!("pillion_app_probes_total{{result=\"{result}\"}} 1\n"))
 }
 
+/// Waits until the last result is too old for who asks next.
+async fn stale(health: &AppHealth) {
+    while health.probes[PATH].runs().values().any(is_fresh) {
+        tokio::time::sleep(FRESH / 50).await;
+    }
+}
+
 /// Reads a request's head, which it returns, and answers.
 async fn answer(stream: &mut TcpStream, with: &[u8]) -> String {
     let mut head = Vec::new();
@@ -67,6 +74,7 @@ async fn http(with: &[u8]) -> (u16, String, &'static str) {
 async fn an_http_status_is_judged_as_the_kubelet_does() {
     let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n{}", "x".repeat(20_000));
     let broken = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nx";
+    let many_headers = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a:\r\n".repeat(10_000));
     let huge_head = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(500_000));
     for (with, status, result) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "success"),
@@ -85,6 +93,8 @@ async fn an_http_status_is_judged_as_the_kubelet_does() {
             "success",
         ),
         (long.as_str(), 200, "success"),
+        (many_headers.as_str(), 200, "success"),
+        ("HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 0\r\n\r\n", 200, "success"),
         ("HTTP/1.1 400 Bad\r\nContent-Length: 6\r\n\r\nsecret", 400, "unhealthy"),
         ("HTTP/1.1 503 Busy\r\nContent-Length: 6\r\n\r\nsecret", 503, "unhealthy"),
         ("HTTP/1.1 500 secret\r\n\r\n", 500, "unhealthy"),
@@ -107,6 +117,7 @@ async fn redirects_are_followed_so_far_and_no_farther() {
     let (app, port) = app().await;
     let health = health(&format!(r#""httpGet": {{"port": {port}, "path": "/0"}}"#));
     for (redirects, status) in [(9, 200), (10, 503)] {
+        stale(&health).await;
         let answering = async {
             for n in 0..=redirects.min(9) {
                 let (mut stream, _) = app.accept().await.unwrap();
@@ -146,13 +157,42 @@ async fn who_asks_meanwhile_gets_the_same_answer_and_who_asks_later_another() {
         assert_eq!(other.unwrap().status, StatusCode::IM_A_TEAPOT);
     }
     assert!(count(&health, "unhealthy"), "it has run once");
+    stale(&health).await;
     let answering = async {
         let (mut stream, _) = app.accept().await.unwrap();
         answer(&mut stream, b"HTTP/1.1 200 OK\r\n\r\n").await;
     };
     let (found, ()) = tokio::join!(health.ask(PATH, at()), answering);
     assert_eq!(found.unwrap().status, StatusCode::OK);
-    assert!(health.probes[PATH].running().is_empty());
+}
+
+/// However long it takes: each run but the first begins when the result before it is no longer fresh.
+#[tokio::test]
+async fn who_asks_all_the_time_has_the_app_asked_four_times_a_second() {
+    let (app, port) = app().await;
+    let health = health(&format!(r#""tcpSocket": {{"port": {port}}}"#));
+    let start = Instant::now();
+    for _ in 0..10_000 {
+        assert_eq!(health.ask(PATH, at()).await.unwrap().status, StatusCode::OK);
+    }
+    let most = 1 + start.elapsed().as_millis() / FRESH.as_millis();
+    let app = app.into_std().unwrap();
+    let runs = std::iter::from_fn(|| app.accept().ok()).count() as u128;
+    assert!((1..=most).contains(&runs), "{runs} of at most {most}");
+}
+
+#[tokio::test]
+async fn each_address_that_was_asked_has_its_own_result_and_none_is_kept_for_ever() {
+    let (_app, port) = app().await;
+    let health = health(&format!(r#""tcpSocket": {{"port": {port}}}"#));
+    let elsewhere = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), 15021));
+    assert_eq!(health.ask(PATH, at()).await.unwrap().status, StatusCode::OK);
+    // Nobody listens there.
+    let found = health.ask(PATH, elsewhere).await.unwrap();
+    assert_eq!(found.status, StatusCode::SERVICE_UNAVAILABLE);
+    stale(&health).await;
+    health.ask(PATH, elsewhere).await.unwrap();
+    assert_eq!(health.probes[PATH].runs().len(), 1);
 }
 
 #[tokio::test]
@@ -163,6 +203,7 @@ async fn a_connection_is_enough_for_a_socket_and_no_listener_is_not() {
     let (mut stream, _) = app.accept().await.unwrap();
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "a FIN, and not a byte");
     drop(app);
+    stale(&health).await;
     let found = health.ask(PATH, at()).await.unwrap();
     assert_eq!(found.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(found.line.contains("refused") && count(&health, "connect_failed"), "{}", found.line);

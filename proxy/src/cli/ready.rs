@@ -14,20 +14,24 @@ use super::EXIT_OK;
 /// `ready`: the proxy is not ready, or does not answer.
 pub const EXIT_NOT_READY: u8 = 1;
 
+/// As the timeouts of the configuration. A deadline must be a time that the clock can have.
+const LONGEST_TIMEOUT: Duration = Duration::from_hours(24);
+
 /// Far more than what can be pending.
 const MOST_BYTES: u64 = 64 * 1024;
 
 /// Options of `ready`.
 #[derive(Debug, Args)]
 pub struct ReadyArgs {
-    /// How long to wait for the whole answer, with its unit.
+    /// How long to wait for the whole answer, with its unit; 24h at most.
     #[arg(long, default_value = "1s", value_parser = timeout)]
     timeout: Duration,
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
-    let read = config::parse_duration(text).filter(|d| !d.is_zero());
-    read.ok_or_else(|| "wanted a number above 0 with its unit (ms, s, m or h), such as 1s".into())
+    let read = config::parse_duration(text).filter(|d| !d.is_zero() && *d <= LONGEST_TIMEOUT);
+    let wanted = "wanted a number above 0 with its unit (ms, s, m or h), such as 1s; 24h at most";
+    read.ok_or_else(|| wanted.into())
 }
 
 /// Asks; the result is the exit code.
@@ -135,6 +139,17 @@ mod tests {
     }
 
     const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_timeout_has_a_unit_and_bounds() {
+        assert_eq!(timeout("24h"), Ok(LONGEST_TIMEOUT));
+        assert_eq!(timeout("1ms"), Ok(Duration::from_millis(1)));
+        // The last two are numbers of seconds that fit, and times that do not.
+        for bad in ["0s", "1", "s", "-1s", "86401s", "5124095576030430h", "18446744073709551615s"] {
+            let why = timeout(bad).unwrap_err();
+            assert!(why.contains("24h at most"), "{bad}: {why}");
+        }
+    }
 
     #[test]
     fn the_answer_is_the_exit_code() {

@@ -5,7 +5,6 @@
 //! lives in the policy file. All bad variables are reported at once, by name,
 //! before anything is bound.
 
-mod app_probes;
 mod endpoint;
 mod parse;
 mod vars;
@@ -16,11 +15,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use pillion_app_probes::{AppProbe, Handler, HttpGet, PREFIX as APP_PROBE_PREFIX};
 use pillion_certs::generation::KeyExchange;
 use pillion_certs::load::{IdentityFiles, SvidSource};
 use pillion_certs::spiffe::TrustDomain;
 
-pub use app_probes::{APP_PROBE_PREFIX, AppProbe, Handler, HttpGet};
 pub use endpoint::EndpointSocket;
 use parse::Reader;
 pub use parse::parse_duration;
@@ -265,8 +264,8 @@ impl Config {
                 ],
             ),
         };
-        for problem in app_probes::of_own_ports(&config.app_probes, &config.own_ports()) {
-            r.error(APP_PROBES, problem);
+        for problem in pillion_app_probes::of_own_ports(&config.app_probes, &config.own_ports()) {
+            r.error(APP_PROBES, problem.to_string());
         }
         r.finish(config)
     }

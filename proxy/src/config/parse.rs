@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::app_probes::{self, AppProbe};
+use pillion_app_probes::AppProbe;
+
 use super::vars::{VARIABLES, find};
 use super::{Config, ConfigError, ConfigErrors};
 
@@ -192,9 +193,9 @@ impl Reader {
     /// The app's probes; none where there are none.
     pub(super) fn app_probes(&mut self, name: &'static str) -> Vec<AppProbe> {
         let Some(text) = self.value(name) else { return Vec::new() };
-        app_probes::read(&text).unwrap_or_else(|problems| {
+        pillion_app_probes::read(&text).unwrap_or_else(|problems| {
             for problem in problems {
-                self.error(name, problem);
+                self.error(name, problem.to_string());
             }
             Vec::new()
         })

@@ -27,19 +27,20 @@ impl Expiry {
     }
 }
 
-/// Publishes the ends as metrics. Other domains share one series, so that the number of series
+/// Publishes the ends as metrics, and the lifetimes with them: an hour is much of a day and little of
+/// ten years. Other domains share one series, so that the number of series
 /// does not grow with them: the first of their bundles to end.
 fn publish(metrics: &Metrics, own: &TrustDomain, lifetimes: &[Lifetime]) {
     let first = |is: &dyn Fn(&Subject) -> bool| {
-        lifetimes.iter().filter(|l| is(&l.subject)).map(|l| l.until).min()
+        lifetimes.iter().filter(|l| is(&l.subject)).min_by_key(|l| l.until)
     };
-    for (kind, until) in [
+    for (kind, first) in [
         ("svid", first(&|s| matches!(s, Subject::OwnSvid))),
         ("ca", first(&|s| matches!(s, Subject::Authority(domain) if domain == own))),
         ("federated_ca", first(&|s| matches!(s, Subject::Authority(domain) if domain != own))),
         ("crl", first(&|s| matches!(s, Subject::RevocationList(_)))),
     ] {
-        metrics.certificate_expires(kind, until);
+        metrics.certificate_expires(kind, first);
     }
 }
 
@@ -75,17 +76,22 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let mut expiry = Expiry::default();
         let start = Duration::from_secs(UnixTime::now().as_secs());
-        let mut ends_in_hours = |hours: u32| {
+        // After so many hours: the end, and the lifetime, in hours.
+        let mut published = |hours: u32| {
             let now = UnixTime::since_unix_epoch(start + hours * HOUR);
             expiry.look(&metrics, &generation, now);
             let text = String::from_utf8(metrics.render(0).unwrap()).unwrap();
-            let line = text.lines().find(|line| line.contains("kind=\"ca\"")).unwrap();
-            let end: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+            let value = |name: &str| -> u64 {
+                let series = format!("pillion_certificate_{name}_seconds{{kind=\"ca\"}} ");
+                let value = text.lines().find_map(|line| line.strip_prefix(&series));
+                value.unwrap().parse().unwrap()
+            };
             // The certificates were made within the half hour before `start`.
-            (end - start.as_secs() + 1800) / 3600
+            let end = value("expiration_timestamp") - start.as_secs() + 1800;
+            (end / 3600, (value("lifetime") + 1800) / 3600)
         };
-        assert_eq!(ends_in_hours(0), 4);
-        assert_eq!(ends_in_hours(2), 4);
-        assert_eq!(ends_in_hours(4), 9);
+        assert_eq!(published(0), (4, 4));
+        assert_eq!(published(2), (4, 4));
+        assert_eq!(published(4), (9, 6));
     }
 }

@@ -7,6 +7,7 @@
 //! one was. We would then speak TLS to ourselves, and to the server inside of it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
@@ -86,7 +87,13 @@ impl Dial {
 
 impl Drop for Dial {
     fn drop(&mut self) {
-        self.dials.lock(self.pair.1).remove(&self.pair);
+        let mut table = self.dials.lock(self.pair.1);
+        // A connection that was reset lets go of its port, and the next one may have got it.
+        if let Entry::Occupied(entry) = table.entry(self.pair)
+            && Arc::ptr_eq(entry.get(), &self.came_back)
+        {
+            entry.remove();
+        }
     }
 }
 
@@ -107,6 +114,20 @@ mod tests {
         drop(dial);
         assert!(!dials.came_back(local, remote));
         assert!(dials.begin(remote, || Err(io::ErrorKind::AddrInUse.into())).is_err());
+    }
+
+    #[test]
+    fn the_end_of_a_connection_takes_nothing_from_the_next_one_with_the_same_port() {
+        let dials = Arc::new(Dials::default());
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (local, remote) = (at("10.0.0.1:40000"), at("10.0.0.2:443"));
+        let mut dial = dials.begin(remote, || Ok(local)).unwrap();
+        let first = Arc::clone(&dial.came_back);
+        dial = dials.begin(remote, || Ok(local)).unwrap();
+        assert!(dials.came_back(local, remote) && dial.has_come_back());
+        assert!(!first.load(Ordering::Acquire), "that was the other one");
+        drop(dial);
+        assert!(dials.lock(remote).is_empty());
     }
 
     /// The SYN is on its way and has come back, and whoever sent it was not heard of again yet.

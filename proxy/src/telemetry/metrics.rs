@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use pillion_certs::expiry::Lifetime;
 use pillion_certs::load::LoadError;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -92,6 +93,11 @@ const CERT_EXPIRY: MetricInfo = info(
     &["kind"],
     "When what expires, in Unix time; kind is svid, ca, federated_ca or crl, each the first to end.",
 );
+const CERT_LIFETIME: MetricInfo = info(
+    "pillion_certificate_lifetime_seconds",
+    &["kind"],
+    "From the beginning to the end of what pillion_certificate_expiration_timestamp_seconds tells of.",
+);
 const CERT_RELOADS: MetricInfo = info(
     "pillion_certificate_reloads_total",
     &["result"],
@@ -130,6 +136,7 @@ pub const METRICS: &[MetricInfo] = &[
     SELF_CALLS,
     ACCEPT_ERRORS,
     CERT_EXPIRY,
+    CERT_LIFETIME,
     CERT_RELOADS,
     POLICY_OK,
     POLICY_INFO,
@@ -160,6 +167,7 @@ pub struct Metrics {
     pub self_calls: IntCounter,
     accept_errors: IntCounterVec,
     certificate_expiry: IntGaugeVec,
+    certificate_lifetime: IntGaugeVec,
     certificate_reloads: IntCounterVec,
     /// Whether the policy file as it is now is in force.
     pub policy_ok: IntGauge,
@@ -203,6 +211,7 @@ impl Metrics {
             self_calls: counter(r, &SELF_CALLS)?,
             accept_errors: counters(r, &ACCEPT_ERRORS)?,
             certificate_expiry: gauges(r, &CERT_EXPIRY)?,
+            certificate_lifetime: gauges(r, &CERT_LIFETIME)?,
             certificate_reloads: counters(r, &CERT_RELOADS)?,
             policy_ok: gauge(r, &POLICY_OK)?,
             policy_info: gauges(r, &POLICY_INFO)?,
@@ -279,12 +288,18 @@ impl Metrics {
         self.accept_errors.with_label_values(&[errno]).inc();
     }
 
-    /// A certificate's end, in Unix seconds; none takes the series away.
-    pub fn certificate_expires(&self, kind: &'static str, unix_seconds: Option<i64>) {
-        match unix_seconds {
-            Some(seconds) => self.certificate_expiry.with_label_values(&[kind]).set(seconds),
-            // It may never have been there.
-            None => drop(self.certificate_expiry.remove_label_values(&[kind])),
+    /// When the first of a kind ends, in Unix seconds, and how long it lives; none takes both series
+    /// away.
+    pub fn certificate_expires(&self, kind: &'static str, first: Option<&Lifetime>) {
+        let (expiry, lifetime) = (&self.certificate_expiry, &self.certificate_lifetime);
+        if let Some(first) = first {
+            expiry.with_label_values(&[kind]).set(first.until);
+            let seconds = first.until.saturating_sub(first.from);
+            lifetime.with_label_values(&[kind]).set(seconds);
+        } else {
+            // They may never have been there.
+            let _ = expiry.remove_label_values(&[kind]);
+            let _ = lifetime.remove_label_values(&[kind]);
         }
     }
 
@@ -370,6 +385,8 @@ fn histogram(r: &Registry, m: &MetricInfo) -> Result<HistogramVec, prometheus::E
 
 #[cfg(test)]
 mod tests {
+    use pillion_certs::expiry::Subject;
+
     use super::*;
 
     #[test]
@@ -385,7 +402,8 @@ mod tests {
         m.terminated("default");
         m.connect_failure(Direction::Outbound, CloseReason::ConnectRefused);
         m.accept_error("EMFILE");
-        m.certificate_expires("svid", Some(1));
+        let own = Lifetime { subject: Subject::OwnSvid, from: 1, until: 3601 };
+        m.certificate_expires("svid", Some(&own));
         m.certificate_reload("ok");
         m.policy_in_force("abc");
         m.app_probe("success");
@@ -398,6 +416,7 @@ mod tests {
             .collect();
         assert_eq!(exposed, METRICS.iter().map(|m| m.name).collect());
         assert!(text.contains("pillion_log_lines_dropped_total 3"));
+        assert!(text.contains("pillion_certificate_lifetime_seconds{kind=\"svid\"} 3600\n"));
         assert!(text.contains("process_resident_memory_bytes"));
     }
 
@@ -410,6 +429,17 @@ mod tests {
             let line =
                 format!("pillion_certificate_reloads_total{{result=\"{result}\"}} {count}\n");
             assert!(text.contains(&line), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_longer_there_has_no_end_and_no_lifetime() {
+        let m = Metrics::new().unwrap();
+        let list = Lifetime { subject: Subject::OwnSvid, from: 1, until: 3601 };
+        for first in [None, Some(&list), None] {
+            m.certificate_expires("crl", first);
+            let text = String::from_utf8(m.render(0).unwrap()).unwrap();
+            assert_eq!(text.matches("{kind=\"crl\"}").count(), first.map_or(0, |_| 2), "{text}");
         }
     }
 

@@ -21,10 +21,23 @@ fn workload(rng: &mut Rng) -> Value {
     if let Some(metadata) = metadata(rng) {
         pod.insert("metadata".to_owned(), metadata);
     }
-    let kinds = ["Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"];
+    let kinds = [
+        "Pod",
+        "Deployment",
+        "StatefulSet",
+        "DaemonSet",
+        "ReplicaSet",
+        "ReplicationController",
+        "PodTemplate",
+        "Job",
+        "CronJob",
+    ];
     let kind = kinds[rng.usize(..kinds.len())];
     let mut whole = match kind {
         "Pod" => pod,
+        "PodTemplate" => {
+            shuffled(rng, vec![("template", Value::Object(pod)), ("metadata", json!({}))])
+        }
         "CronJob" => {
             let job = json!({"spec": {"template": pod}});
             shuffled(rng, vec![("spec", json!({"schedule": "* * * * *", "jobTemplate": job}))])
@@ -36,7 +49,7 @@ fn workload(rng: &mut Rng) -> Value {
         }
     };
     let version = match kind {
-        "Pod" => "v1",
+        "Pod" | "PodTemplate" | "ReplicationController" => "v1",
         "Job" | "CronJob" => "batch/v1",
         _ => "apps/v1",
     };

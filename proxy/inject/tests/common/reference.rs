@@ -58,6 +58,8 @@ fn pod(document: &mut Value) -> Option<&mut Value> {
         "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" if is("apps/v1") => {
             Some(&mut document["spec"]["template"])
         }
+        "ReplicationController" if is("v1") => Some(&mut document["spec"]["template"]),
+        "PodTemplate" if is("v1") => Some(&mut document["template"]),
         "Job" if is("batch/v1") => Some(&mut document["spec"]["template"]),
         "CronJob" if is("batch/v1") => {
             Some(&mut document["spec"]["jobTemplate"]["spec"]["template"])
@@ -69,16 +71,9 @@ fn pod(document: &mut Value) -> Option<&mut Value> {
 fn redirect(container: &mut Value, tasks: &mut Map<String, Value>) {
     let ports = container["ports"].clone();
     let name = container["name"].as_str().expect("a name").to_owned();
-    for pointer in [
-        "/startupProbe",
-        "/livenessProbe",
-        "/readinessProbe",
-        "/lifecycle/postStart",
-        "/lifecycle/preStop",
-    ] {
-        let Some(Value::Object(probe)) = container.pointer_mut(pointer) else { continue };
-        let hook = pointer.starts_with("/lifecycle");
-        let kinds: &[&str] = if hook { &["httpGet"] } else { &["httpGet", "tcpSocket", "grpc"] };
+    for field in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let Some(Value::Object(probe)) = container.get_mut(field) else { continue };
+        let kinds = ["httpGet", "tcpSocket", "grpc"];
         let Some(kind) = kinds.iter().find(|kind| probe.contains_key(**kind)) else { continue };
         let mut handler = probe.remove(*kind).expect("it is there");
         if let Some(named) = handler["port"].as_str() {
@@ -86,11 +81,13 @@ fn redirect(container: &mut Value, tasks: &mut Map<String, Value>) {
             handler["port"] = port.expect("it is named")["containerPort"].clone();
         }
         if *kind == "httpGet" {
-            for (key, default) in [("path", "/"), ("scheme", "HTTP")] {
-                handler.as_object_mut().expect("a mapping").entry(key).or_insert(default.into());
-            }
+            let path = handler.get("path").and_then(Value::as_str).unwrap_or_default();
+            let path = pillion_app_probes::request_target(path).expect("a path alone");
+            handler["path"] = path.into();
+            let handler = handler.as_object_mut().expect("a mapping");
+            handler.entry("scheme").or_insert("HTTP".into());
         }
-        let path = format!("/app-health/{name}/{}", pointer.rsplit('/').next().expect("a part"));
+        let path = format!("/app-health/{name}/{field}");
         let mut task = json!({*kind: handler});
         if let Some(seconds) = probe.get("timeoutSeconds") {
             task["timeoutSeconds"] = seconds.clone();

@@ -169,9 +169,8 @@ impl IdentityClasses {
         let matched: Vec<&Pattern> = class.matched.iter().filter_map(get).collect();
         work.spend(matched.len().saturating_mul(matched.len())).then_some(())?;
         // Of two patterns the wider one says nothing more.
-        let needed = |one: &&&Pattern| {
-            !matched.iter().any(|other| other != *one && one.covers(other) && !other.covers(one))
-        };
+        let needed =
+            |one: &&&Pattern| !matched.iter().any(|other| one.covers(other) && !other.covers(one));
         let mut matching: Vec<Pattern> =
             matched.iter().filter(needed).map(|one| (*one).clone()).collect();
         if matching.is_empty() {
@@ -180,9 +179,8 @@ impl IdentityClasses {
         let others = self.not_matched(class, &matching, work)?;
         let wide: Vec<&Pattern> = others.iter().copied().filter(|one| !one.is_exact()).collect();
         work.spend(others.len().saturating_mul(wide.len())).then_some(())?;
-        let widest = |one: &&&Pattern| {
-            !wide.iter().any(|wide| wide != *one && wide.covers(one) && !one.covers(wide))
-        };
+        let widest =
+            |one: &&&Pattern| !wide.iter().any(|wide| wide.covers(one) && !one.covers(wide));
         let text = |pattern: &Pattern| pattern.text().clone();
         let but_not = others.iter().filter(widest).map(|one| text(one)).collect();
         Some(Identities { matching: matching.iter().map(text).collect(), but_not })
@@ -272,5 +270,45 @@ mod tests {
         assert_eq!(told[0].matching[..], [Arc::from("spiffe://d/*")]);
         assert_eq!(told[0].but_not[..], ["a", "b"].map(|s| Arc::from(format!("spiffe://d/{s}"))));
         assert_eq!(classes.describe(&some, &Work::new(2)), None);
+    }
+
+    /// Of two patterns that say the same of a class, the narrower one says nothing more where both
+    /// match, and the wider one says all where neither does.
+    #[test]
+    fn a_class_is_told_by_its_narrowest_pattern_and_the_widest_that_it_leaves_out() {
+        let ids = ["**", "ns/**", "ns/a/**", "ns/a/sa/*", "ns/a/sa/x", "ns/b", "ns/b/*"];
+        let ids = ids.map(|path| format!("spiffe://d/{path}"));
+        let patterns: BTreeSet<Arc<str>> = ids.iter().map(|id| Arc::from(id.as_str())).collect();
+        let work = Work::new(1_000_000);
+        let classes = IdentityClasses::new(&patterns, &BTreeSet::from(["d"]), &work).unwrap();
+        let told = |sample: &str| {
+            let sample: SpiffeId = sample.parse().unwrap();
+            let matches = |class: &IdentityClass| {
+                ids.iter().all(|text| {
+                    let pattern = Pattern::parse(text, None).unwrap();
+                    pattern.matches(sample.as_str()) == pattern.matches(class.sample.as_str())
+                })
+            };
+            let number = classes.classes.iter().position(matches).unwrap();
+            let told = classes.describe(&BTreeSet::from([number]), &work).unwrap();
+            let [told] = <[Identities; 1]>::try_from(told).unwrap();
+            let short = |list: &[Arc<str>]| {
+                list.iter()
+                    .map(|id| id.trim_start_matches("spiffe://d/"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
+            (short(&told.matching), short(&told.but_not))
+        };
+        for (sample, matching, but_not) in [
+            ("spiffe://d/else", "**", "ns/**"),
+            ("spiffe://d/ns/c", "ns/**", "ns/a/** ns/b ns/b/*"),
+            ("spiffe://d/ns/a/z", "ns/a/**", "ns/a/sa/*"),
+            ("spiffe://d/ns/a/sa/y", "ns/a/sa/*", "ns/a/sa/x"),
+            ("spiffe://d/ns/a/sa/x", "ns/a/sa/x", ""),
+            ("spiffe://d/ns/b/y", "ns/b/*", ""),
+        ] {
+            assert_eq!(told(sample), (matching.to_owned(), but_not.to_owned()), "{sample}");
+        }
     }
 }
