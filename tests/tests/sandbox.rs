@@ -1,5 +1,6 @@
 //! What the proxy gives up at its start is gone: tried from inside the running process, in each of
 //! its threads, by a system call that is put into it. And what it needs still works.
+//! It takes a kernel that has all of it: Linux 6.12.
 #![cfg(target_arch = "x86_64")]
 #![allow(
     clippy::expect_used,
