@@ -83,7 +83,7 @@ pub enum LoadError {
     #[error("{}: not found; is the volume mounted and the certificate issued?", .0.display())]
     NotFound(PathBuf),
     /// The file can't be opened or read.
-    #[error("{}: {reason}; check its mode, owner and kind", .path.display())]
+    #[error("{}: {reason}; check its mode, owner and kind, and that its folder was not replaced", .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

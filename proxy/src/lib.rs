@@ -19,6 +19,7 @@ pub mod outbound;
 pub mod probe;
 pub mod relay;
 pub mod run;
+pub mod sandbox;
 pub mod telemetry;
 pub mod tls;
 pub mod tunnel;

@@ -17,9 +17,10 @@ use tokio::time::Instant;
 use crate::admin::{self, Role, Source};
 use crate::app_health::AppHealth;
 use crate::config::{Config, EXIT_CONFIG, LogFormat, ProcessEnv};
-use crate::control::{Readiness, Reload, Report, Resolver, Workers, watch_throttling};
+use crate::control::{CPU_STAT, Readiness, Reload, Report, Resolver, Workers, watch_throttling};
 use crate::live::{Published, Shared};
 use crate::net;
+use crate::sandbox::Sandbox;
 use crate::telemetry::{self, AccessLog, LogLimiter, Metrics};
 use crate::worker::{self, Command, Listeners, Worker};
 
@@ -34,6 +35,12 @@ const RESERVED_DESCRIPTORS: u64 = 256;
 /// Resolve requests that may wait; a worker that finds the queue full goes on
 /// with what is known.
 const RESOLVE_QUEUE: usize = 1024;
+
+/// Files that are read after the start and that no variable names: by the resolver, by the watch
+/// over the CPU quota, and by aws-lc, which learns from a device of some virtual machines that this
+/// one is a copy of another.
+const READ_BESIDE: &[&str] =
+    &["/etc/resolv.conf", "/etc/hosts", CPU_STAT[0], CPU_STAT[1], "/dev/sysgenid"];
 
 /// How often a draining proxy looks whether it is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -60,6 +67,9 @@ pub fn run() -> ExitCode {
 
 fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
     keep_out_of_core_dumps()?;
+    // The time of the start is read once, before the sandbox has a word on it.
+    let metrics = Metrics::new()?;
+    let sandbox = Sandbox::enter(&config, READ_BESIDE)?;
     let log = telemetry::init_logging(&config.log, config.log_format == LogFormat::Json)?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -67,7 +77,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
     let (resolve, resolve_requests) = mpsc::channel(RESOLVE_QUEUE);
     let shared = Arc::new(Shared {
         own_ports: config.own_ports(),
-        metrics: Metrics::new()?,
+        metrics,
         access_log: AccessLog::new(config.access_log, log.writer()),
         published: Published::default(),
         open: AtomicUsize::new(0),
@@ -83,13 +93,17 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
     runtime.block_on(async {
         // First of all: as a container's PID 1 an unhandled SIGTERM would be ignored.
         let mut signals = Signals::new()?;
-        let workers = start_workers(&shared)?;
+        let listeners = bind_workers(&shared.config)?;
+        let servers = bind_admin(&shared.config)?;
+        let sandbox = sandbox.close()?;
+        sandbox.log();
+        let workers = worker::start(&shared, listeners)?;
         let inboxes = Workers(workers.iter().map(|w| w.commands.clone()).collect());
         let (readiness, app_health) =
             (Readiness::new(Arc::clone(&shared)), AppHealth::new(Arc::clone(&shared))?);
         let (share, tell) = (|| Arc::clone(&shared), || Arc::clone(&readiness));
-        let report = Report::new(share(), inboxes.clone(), log, tell(), app_health);
-        serve_admin(&shared.config, &(Arc::new(report) as Arc<dyn Source>))?;
+        let report = Report::new(share(), inboxes.clone(), log, tell(), app_health, sandbox);
+        serve_admin(servers, &(Arc::new(report) as Arc<dyn Source>));
         let resolver = Resolver::new(share(), inboxes.clone(), tell(), resolve_requests);
         let reload = Reload::new(share(), inboxes.clone(), tell());
         tokio::spawn(watch_throttling(Arc::clone(&shared)));
@@ -114,21 +128,18 @@ fn keep_out_of_core_dumps() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Binds every worker's listeners first, so that a port which is taken stops the
-/// start before anything is served, then starts the threads.
-fn start_workers(shared: &Arc<Shared>) -> Result<Vec<Worker>, Failure> {
-    let config = &shared.config;
-    let inbound = bind_workers("PILLION_INBOUND_LISTEN", &config.inbound_listen, config.workers)?;
-    let outbound =
-        bind_workers("PILLION_OUTBOUND_LISTEN", &config.outbound_listen, config.workers)?;
+/// Binds every worker's listeners before the threads that accept from them are started: a port
+/// which is taken stops the start before anything is served, and what comes after needs no port.
+fn bind_workers(config: &Config) -> Result<Vec<Listeners>, Failure> {
+    let inbound = bind_each("PILLION_INBOUND_LISTEN", &config.inbound_listen, config.workers)?;
+    let outbound = bind_each("PILLION_OUTBOUND_LISTEN", &config.outbound_listen, config.workers)?;
     let sets = inbound.into_iter().zip(outbound);
-    let listeners = sets.map(|(inbound, outbound)| Listeners { inbound, outbound }).collect();
-    Ok(worker::start(shared, listeners)?)
+    Ok(sets.map(|(inbound, outbound)| Listeners { inbound, outbound }).collect())
 }
 
 /// Binds every address once for each worker: the listeners of the first worker, of
 /// the second, and so on. A proxy that could listen nowhere must not look ready.
-fn bind_workers(
+fn bind_each(
     variable: &str,
     addresses: &[SocketAddr],
     workers: usize,
@@ -166,19 +177,25 @@ fn bind<T>(
     }
 }
 
-fn serve_admin(config: &Config, report: &Arc<dyn Source>) -> Result<(), Failure> {
+/// The listeners of the three small servers.
+fn bind_admin(config: &Config) -> Result<Vec<(Role, TcpListener)>, Failure> {
+    let mut bound = Vec::new();
     for (role, variable, addresses) in [
         (Role::Health, "PILLION_HEALTH_LISTEN", &config.health_listen),
         (Role::Metrics, "PILLION_METRICS_LISTEN", &config.metrics_listen),
         (Role::Admin, "PILLION_ADMIN_LISTEN", &config.admin_listen),
     ] {
         for addr in addresses {
-            if let Some(listener) = bind(variable, *addr, net::bind)? {
-                tokio::spawn(admin::serve(role, Arc::clone(report), listener));
-            }
+            bound.extend(bind(variable, *addr, net::bind)?.map(|listener| (role, listener)));
         }
     }
-    Ok(())
+    Ok(bound)
+}
+
+fn serve_admin(bound: Vec<(Role, TcpListener)>, report: &Arc<dyn Source>) {
+    for (role, listener) in bound {
+        tokio::spawn(admin::serve(role, Arc::clone(report), listener));
+    }
 }
 
 /// The signals that stop the proxy.

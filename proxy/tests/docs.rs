@@ -20,6 +20,7 @@ use std::{fs, iter};
 use pillion_proxy::admin::ENDPOINTS;
 use pillion_proxy::app_health::RESULTS;
 use pillion_proxy::config::{AccessLogMode, VARIABLES};
+use pillion_proxy::sandbox::landlock_rights;
 use pillion_proxy::telemetry::{AccessLog, CloseReason, Direction, METRICS, Record};
 use serde_json::Value;
 use tables::{documented, plain, read, root, rows, same};
@@ -66,6 +67,35 @@ fn every_endpoint_is_documented_with_its_server() {
 #[test]
 fn every_access_log_field_is_documented() {
     same(&documented(OBSERVABILITY, "access-log", 1).concat(), &full_access_log_line());
+}
+
+#[test]
+fn every_right_that_landlock_takes_is_documented_with_its_kernel() {
+    let ours: Vec<_> = landlock_rights().map(|(right, linux)| row([right, linux])).collect();
+    same(&documented("docs/hardening.md", "landlock", 2), &ours);
+}
+
+/// `suite::test`, in the order of the page.
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let page = read("docs/threat-model.md");
+    let named: Vec<_> =
+        page.split('`').skip(1).step_by(2).filter_map(|code| code.split_once("::")).collect();
+    assert!(named.len() > 40, "{named:?}");
+    let folders = ["tests/tests", "proxy/tests", "certs/tests", "iptables-init/tests/netns"];
+    for (suite, test) in named {
+        // A suite is a file, or a folder of files.
+        let mut sources = Vec::new();
+        for place in folders.map(|folder| root().join(folder).join(suite)) {
+            sources.extend(Some(place.with_extension("rs")).filter(|file| file.is_file()));
+            if place.is_dir() {
+                files(&place, "rs", &mut sources);
+            }
+        }
+        let heading = format!("fn {test}()");
+        let found = sources.iter().any(|file| fs::read_to_string(file).unwrap().contains(&heading));
+        assert!(found, "{suite}::{test}");
+    }
 }
 
 /// The fields of a line of which everything is known, in their order.

@@ -21,7 +21,7 @@ const FLOORS: &[&[&str]] = &[
     &["detect", "dial"],
     &["live"],
     &["admin", "telemetry"],
-    &["net"],
+    &["net", "sandbox"],
     &["config", "buffers", "tunnel"],
 ];
 

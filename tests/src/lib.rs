@@ -18,6 +18,8 @@ mod exec;
 pub mod forge;
 pub mod health_service;
 mod http;
+#[cfg(target_arch = "x86_64")]
+mod intruder;
 pub mod labels;
 pub mod load;
 mod logs;
@@ -41,6 +43,8 @@ pub use crl::RevocationFile;
 pub use error::{Context, Failure};
 pub use exec::{Finished, Process, complete, finish};
 pub use http::{get as http_get, request as http_request};
+#[cfg(target_arch = "x86_64")]
+pub use intruder::{Came, Intruder};
 pub use logs::LogLine;
 pub use metrics::Metrics;
 pub use pair::Pair;

@@ -93,6 +93,28 @@ impl TlsEngine {
     }
 }
 
+/// Whether the process gives up what it does not need while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SandboxMode {
+    /// As far as the kernel can; what it can't is warned of.
+    On,
+    /// All of it, or the proxy does not start.
+    Required,
+    /// Nothing.
+    Off,
+}
+
+impl SandboxMode {
+    /// The variable's value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Required => "required",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// One total deadline for each stage of a connection. A peer that sends a byte
 /// now and then does not extend it.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +166,8 @@ pub struct Config {
     pub workers: usize,
     /// Whether workers may poll before they sleep.
     pub busy_poll: bool,
+    /// Whether the process confines itself.
+    pub sandbox: SandboxMode,
     /// `tracing` filter directives.
     pub log: String,
     /// Shape of the log.
@@ -218,6 +242,14 @@ impl Config {
                 .optional_number("PILLION_WORKERS", 1..=256)
                 .unwrap_or_else(parse::default_workers),
             busy_poll: r.choice("PILLION_BUSY_POLL", &[("auto", true), ("off", false)]),
+            sandbox: r.choice(
+                "PILLION_SANDBOX",
+                &[
+                    ("on", SandboxMode::On),
+                    ("required", SandboxMode::Required),
+                    ("off", SandboxMode::Off),
+                ],
+            ),
             log: r.log_filter("PILLION_LOG"),
             log_format: r.choice(
                 "PILLION_LOG_FORMAT",

@@ -135,6 +135,11 @@ pub const VARIABLES: &[Variable] = &[
         "auto: a worker polls for a moment before it sleeps, while that pays. off: it never does.",
     ),
     var(
+        "PILLION_SANDBOX",
+        "on",
+        "on: the process gives up what it does not need, as far as the kernel can. required: or does not start. off: it keeps it.",
+    ),
+    var(
         "PILLION_LOG",
         "info",
         "Log filter: error, warn, info, debug, trace, or tracing directives.",

@@ -15,7 +15,7 @@ pub use readiness::Readiness;
 pub use reload::Reload;
 pub use resolve::Resolver;
 pub use source::Report;
-pub use throttle::watch_throttling;
+pub use throttle::{CPU_STAT, watch_throttling};
 
 use tokio::sync::mpsc;
 

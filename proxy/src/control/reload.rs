@@ -1,6 +1,7 @@
 //! Certificates and policy: loaded, checked, and published when they are good.
 //! Whatever goes wrong after that, the last good ones stay.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -206,6 +207,13 @@ fn read_policy(path: &Path) -> (ContentHash, Result<String, String>) {
 
 fn read_text(path: &Path) -> Result<String, String> {
     let at = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let opened = |e: std::io::Error| match e.kind() {
+        ErrorKind::PermissionDenied => at(&format!(
+            "{e}; check its mode and owner, and that its folder was not replaced by another: the \
+             sandbox knows the one of the start"
+        )),
+        _ => at(&e),
+    };
     let metadata = std::fs::metadata(path).map_err(|e| at(&e))?;
     if !metadata.is_file() {
         return Err(at(&"not a regular file"));
@@ -217,7 +225,7 @@ fn read_text(path: &Path) -> Result<String, String> {
             pillion_policy::MAX_FILE_BYTES
         )));
     }
-    let bytes = std::fs::read(path).map_err(|e| at(&e))?;
+    let bytes = std::fs::read(path).map_err(opened)?;
     String::from_utf8(bytes).map_err(|e| at(&format!("not UTF-8: {e}")))
 }
 

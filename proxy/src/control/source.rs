@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::admin::{Answer, FilterError, Source, StatusLine};
 use crate::app_health::AppHealth;
 use crate::live::Shared;
+use crate::sandbox::Sandbox;
 use crate::telemetry::LogHandle;
 use crate::worker::Command;
 
@@ -30,6 +31,7 @@ pub struct Report {
     log: LogHandle,
     readiness: Arc<Readiness>,
     app_health: Arc<AppHealth>,
+    sandbox: Sandbox,
 }
 
 impl Report {
@@ -40,8 +42,9 @@ impl Report {
         log: LogHandle,
         readiness: Arc<Readiness>,
         app_health: Arc<AppHealth>,
+        sandbox: Sandbox,
     ) -> Self {
-        Self { shared, workers, log, readiness, app_health }
+        Self { shared, workers, log, readiness, app_health, sandbox }
     }
 }
 
@@ -102,6 +105,7 @@ impl Source for Report {
             "workers": c.workers,
             "tls_engine": c.tls_engine.label(),
             "busy_poll": if c.busy_poll { "auto" } else { "off" },
+            "sandbox": self.sandbox.tell(),
         })
     }
 

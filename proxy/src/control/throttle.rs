@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::live::Shared;
 
 /// Where a container sees its own group: cgroup v2, then v1.
-const STAT_FILES: [&str; 2] = ["/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"];
+pub const CPU_STAT: [&str; 2] = ["/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"];
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long workers keep still after a period in which the quota was used up.
@@ -32,7 +32,7 @@ pub async fn watch_throttling(shared: Arc<Shared>) {
 }
 
 fn throttled() -> Option<u64> {
-    let texts = STAT_FILES.iter().filter_map(|path| std::fs::read_to_string(Path::new(path)).ok());
+    let texts = CPU_STAT.iter().filter_map(|path| std::fs::read_to_string(Path::new(path)).ok());
     texts.filter_map(|text| periods(&text)).next()
 }
 
