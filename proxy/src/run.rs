@@ -17,7 +17,9 @@ use tokio::time::Instant;
 use crate::admin::{self, Role, Source};
 use crate::app_health::AppHealth;
 use crate::config::{Config, EXIT_CONFIG, LogFormat, ProcessEnv};
-use crate::control::{Readiness, Reload, Report, Resolver, Workers, watch_throttling};
+use crate::control::{
+    Readiness, Reload, Report, Resolver, Workers, watch_memory, watch_throttling,
+};
 use crate::live::{Published, Shared};
 use crate::net;
 use crate::telemetry::{self, AccessLog, LogLimiter, Metrics};
@@ -74,6 +76,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         loads: (0..config.workers).map(|_| AtomicUsize::new(0)).collect(),
         max_connections: max_connections(&config)?,
         may_busy_poll: AtomicBool::new(true),
+        memory_is_short: AtomicBool::new(false),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
         resolve,
@@ -93,6 +96,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         let resolver = Resolver::new(share(), inboxes.clone(), tell(), resolve_requests);
         let reload = Reload::new(share(), inboxes.clone(), tell());
         tokio::spawn(watch_throttling(Arc::clone(&shared)));
+        tokio::spawn(watch_memory(Arc::clone(&shared)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
         // The reloads and the resolver do not end before the signal comes.
         let result = tokio::select! {
