@@ -18,7 +18,8 @@ use crate::admin::{self, Role, Source};
 use crate::app_health::AppHealth;
 use crate::config::{Config, EXIT_CONFIG, LogFormat, ProcessEnv};
 use crate::control::{
-    Readiness, Reload, Report, Resolver, Workers, watch_memory, watch_throttling,
+    Readiness, Reload, Report, Resolver, Workers, most_large_buffers, watch_memory,
+    watch_throttling,
 };
 use crate::live::{Published, Shared};
 use crate::net;
@@ -76,6 +77,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         loads: (0..config.workers).map(|_| AtomicUsize::new(0)).collect(),
         max_connections: max_connections(&config)?,
         may_busy_poll: AtomicBool::new(true),
+        most_large_buffers: most_large_buffers(config.workers),
         memory_is_short: AtomicBool::new(false),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),

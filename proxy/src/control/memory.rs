@@ -9,11 +9,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::buffers::{LARGE, MAX_LARGE};
 use crate::live::Shared;
 
-/// How often it is looked while connections are open, and while none is.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often it is looked: while no connection is open, while some are, and while more than half of
+/// the limit is used. A crowd takes some MiB in a tenth of a second.
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY_NEAR: Duration = Duration::from_millis(5);
+const NEAR: u64 = 50;
+
+/// The part of the limit that the large buffers of all workers may take together.
+const LARGE_PART: u64 = 8;
 
 /// From this part of the limit on, in percent, new connections are reset; and again taken when it
 /// has been below the other.
@@ -28,15 +35,19 @@ const NO_LIMIT: u64 = 1 << 60;
 
 /// Looks for ever. Without a limit, or files that tell one, memory is never short.
 pub async fn watch_memory(shared: Arc<Shared>) {
-    let groups = fs::read_to_string("/proc/self/cgroup").map(|text| groups(&text));
-    // There may be no cgroups at all.
-    let groups = groups.unwrap_or_default();
+    let groups = own_groups();
     let mut short_since: Option<Instant> = None;
+    let mut percent = 0;
     loop {
         let idle = shared.open_connections() == 0;
-        tokio::time::sleep(if idle { LOOK_EVERY_IDLE } else { LOOK_EVERY }).await;
+        let pause = match percent {
+            NEAR.. if !idle || short_since.is_some() => LOOK_EVERY_NEAR,
+            _ if idle => LOOK_EVERY_IDLE,
+            _ => LOOK_EVERY,
+        };
+        tokio::time::sleep(pause).await;
         let tightest = groups.iter().filter_map(Group::usage).max_by_key(Usage::percent);
-        let percent = tightest.as_ref().map_or(0, Usage::percent);
+        percent = tightest.as_ref().map_or(0, Usage::percent);
         let (used, limit) = tightest.map_or((0, 0), |usage| (usage.used, usage.limit));
         match short_since {
             None if percent >= SHORT_FROM => {
@@ -56,6 +67,23 @@ pub async fn watch_memory(shared: Arc<Shared>) {
         }
         shared.memory_is_short.store(short_since.is_some(), Ordering::Relaxed);
     }
+}
+
+/// How many large buffers each of so many workers may lend at once, by the limit of now.
+pub fn most_large_buffers(workers: usize) -> usize {
+    let limit = own_groups().iter().filter_map(Group::usage).map(|usage| usage.limit).min();
+    large_within(limit, workers)
+}
+
+fn large_within(limit: Option<u64>, workers: usize) -> usize {
+    let Some(limit) = limit else { return MAX_LARGE };
+    let bytes = usize::try_from(limit / LARGE_PART).unwrap_or(usize::MAX);
+    bytes.checked_div(LARGE.saturating_mul(workers)).unwrap_or(0).clamp(1, MAX_LARGE)
+}
+
+fn own_groups() -> Vec<Group> {
+    // There may be no cgroups at all.
+    fs::read_to_string("/proc/self/cgroup").map(|text| groups(&text)).unwrap_or_default()
 }
 
 /// What is used of a limit, in bytes.
@@ -169,6 +197,14 @@ mod tests {
         assert!(groups(both).iter().all(|group| group.names == &V1));
         assert_eq!(folders("4:memory2:/x\n"), [""; 0]);
         assert_eq!(folders("nonsense\n"), [""; 0]);
+    }
+
+    #[test]
+    fn large_buffers_take_a_part_of_the_limit() {
+        assert_eq!(large_within(None, 2), MAX_LARGE);
+        assert_eq!(large_within(Some(64 << 20), 2), 15, "of 256 KiB and their records' frames");
+        assert_eq!(large_within(Some(1 << 20), 2), 1);
+        assert_eq!(large_within(Some(u64::MAX), 1), MAX_LARGE);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod throttle;
 #[cfg(feature = "workload-api")]
 mod workload_api;
 
-pub use memory::watch_memory;
+pub use memory::{most_large_buffers, watch_memory};
 pub use readiness::Readiness;
 pub use reload::Reload;
 pub use resolve::Resolver;
