@@ -16,8 +16,9 @@ use pillion_testbed::{
 const APP: u16 = 8080;
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// It takes a hundredth of a second; a machine that does other things, too, takes longer.
-const AT_ONCE: Duration = Duration::from_millis(500);
+/// It takes a thousandth of a second; a machine that does other things, too, takes longer. What
+/// would be waited for is the handshake's deadline, of 10 s.
+const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// A strict server, and a client that has no sidecar but a good certificate.
 struct Strict {
@@ -212,7 +213,7 @@ fn floods_of_empty_messages_cost_no_more_than_handshakes() {
 #[test]
 fn mutated_hellos_and_frames_leave_nothing_behind() {
     run("mutations", |bed| {
-        let count = bed.settings().few_or(3_000_u32, 1_000_000);
+        let count = bed.settings().few_or(1_600_u32, 1_000_000);
         let mut strict = Strict::new(bed)?;
         let hello = TlsPeer::hello(&strict.svid)?;
         let seed = 0x5eed;

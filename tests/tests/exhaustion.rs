@@ -133,7 +133,7 @@ fn a_server_that_does_not_answer_the_syn_is_given_up_after_five_seconds() {
         assert_eq!(ask(&client, to, b"hello?")?, Outcome::Reset);
         let took = start.elapsed();
         println!("given up after {took:?}");
-        assert!(took >= Duration::from_millis(4900) && took < Duration::from_secs(7), "{took:?}");
+        assert!(took >= Duration::from_millis(4900) && took < Duration::from_secs(9), "{took:?}");
         ended(&caller, direction::OUTBOUND, reason::CONNECT_TIMEOUT, 1, |detail| {
             detail.contains(&to.to_string()) && detail.contains("5s")
         })?;
@@ -163,7 +163,8 @@ fn a_refused_and_an_unreachable_server_are_told_at_once() {
             for _ in 0..3 {
                 let start = Instant::now();
                 assert_eq!(ask(&client, to, b"anyone?")?, Outcome::Reset, "{to}");
-                assert!(start.elapsed() < Duration::from_secs(1), "{to}: {:?}", start.elapsed());
+                // What would be waited for is the deadline, of 5 s.
+                assert!(start.elapsed() < Duration::from_secs(4), "{to}: {:?}", start.elapsed());
             }
             let named = |detail: &str| detail.contains(&to.to_string());
             ended(&caller, direction::OUTBOUND, why, 3, named)?;
@@ -316,11 +317,12 @@ fn a_writer_waits_for_its_reader_and_nobody_else_does() {
         let (mut client, mut server) = pair.open(&listener)?;
         let resident = [pair.caller.process().resident()?, pair.callee.process().resident()?];
         client.set_nonblocking(true)?;
+        let pattern: Vec<u8> = (0..=250).cycle().take(BLOCK + PERIOD).collect();
         let mut sent = 0;
         let mut quiet = Instant::now();
         // Until nothing more has gone for a while: all buffers on the way are full.
         while quiet.elapsed() < Duration::from_millis(700) {
-            match client.write(&block(sent)) {
+            match client.write(block(&pattern, sent)) {
                 Ok(wrote) => (sent, quiet) = (sent + wrote, Instant::now()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let_pass(Duration::from_millis(5));
@@ -340,27 +342,25 @@ fn a_writer_waits_for_its_reader_and_nobody_else_does() {
         for _ in 0..5 {
             let start = Instant::now();
             pair.exchange(&listener)?;
-            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+            assert!(start.elapsed() < LIMIT / 2, "{:?}", start.elapsed());
         }
         client.set_nonblocking(false)?;
         std::thread::scope(|scope| {
             let writing = scope.spawn(|| {
                 while sent < bytes {
-                    let wanted = block(sent);
-                    client.write_all(&wanted)?;
-                    sent += wanted.len();
+                    client.write_all(block(&pattern, sent))?;
+                    sent += BLOCK;
                 }
                 drop(client);
                 Ok::<_, Failure>(sent)
             });
-            let (mut came, mut buffer) = (0, vec![0; 256 << 10]);
+            let (mut came, mut buffer) = (0, vec![0; BLOCK]);
             loop {
                 let read = server.read(&mut buffer)?;
                 if read == 0 {
                     break;
                 }
-                let right =
-                    buffer[..read].iter().zip(came..).all(|(byte, at)| *byte == at_byte(at));
+                let right = block(&pattern, came).starts_with(&buffer[..read]);
                 assert!(right, "a wrong byte after {came}");
                 came += read;
             }
@@ -378,13 +378,15 @@ fn a_writer_waits_for_its_reader_and_nobody_else_does() {
     });
 }
 
-/// What is sent at an offset; its period is no power of two, so that a lost block shows.
-fn at_byte(at: usize) -> u8 {
-    u8::try_from(at % 251).unwrap_or(0)
-}
+/// How much is written and read at a time.
+const BLOCK: usize = 64 << 10;
 
-fn block(from: usize) -> Vec<u8> {
-    (from..from + (64 << 10)).map(at_byte).collect()
+/// What is sent begins anew after so many bytes: no power of two, so that a lost block shows.
+const PERIOD: usize = 251;
+
+/// A block of what is sent, from an offset on.
+fn block(pattern: &[u8], from: usize) -> &[u8] {
+    pattern.get(from % PERIOD..).and_then(|from| from.get(..BLOCK)).unwrap_or_default()
 }
 
 /// A container with little memory, and clients who ask for much and do not read it. New ones are
@@ -393,10 +395,13 @@ fn block(from: usize) -> Vec<u8> {
 fn short_of_memory_new_connections_are_reset_and_open_ones_go_on() {
     run("memory", |bed| {
         more_descriptors()?;
-        let cap = bed.settings().few_or(24_u64 << 20, 64 << 20);
+        let cap = bed.settings().few_or(16_u64 << 20, 64 << 20);
         let most = bed.settings().few_or(4000, 20_000);
         let group = MemoryGroup::new(bed, cap)?;
         let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        // It is the proxy's memory that this is about, not the kernel's.
+        set(&server, "ipv4/tcp_wmem", "4096 16384 131072")?;
+        set(&server, "ipv4/tcp_rmem", "4096 131072 131072")?;
         let serve = MeshOptions::new(policy::serve_in_mode("disable"), SERVER).memory(&group);
         let mut callee = server.mesh(bed, serve)?;
         let app = server.listen(SocketAddr::new(server.v4(), APP))?;

@@ -86,7 +86,7 @@ fn sigterm_with_many_streams_serves_on_and_a_second_one_ends_it() {
 
         let start = Instant::now();
         assert_eq!(pair.callee.stop(LIMIT)?, 0);
-        assert!(start.elapsed() < Duration::from_secs(2), "now: {:?}", start.elapsed());
+        assert!(start.elapsed() < LIMIT, "long before the deadline: {:?}", start.elapsed());
         for (mut client, mut server) in open {
             assert_eq!(read_to_end(&mut server)?, (Vec::new(), End::Reset));
             assert_eq!(read_to_end(&mut client)?, (Vec::new(), End::Reset));

@@ -18,7 +18,7 @@ const APP: u16 = 8080;
 
 /// The connection table of the tests forgets a half-closed connection after so many seconds
 /// without a packet: just more than a keepalive's 15 s, instead of the kernel's 60.
-const FORGETS: u64 = 17;
+const FORGETS: u64 = 16;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -67,7 +67,7 @@ fn half_closed_connections_outlive_the_connection_table_and_lose_nothing() {
             }
             open.push((first, second));
         }
-        let_pass(Duration::from_secs(FORGETS * forgotten + 3));
+        let_pass(Duration::from_secs(FORGETS * forgotten + 1));
         for (first, second) in &mut open {
             pass(second, first, b"the other direction flows on")?;
             second.write_all(b"and ends")?;
@@ -191,10 +191,12 @@ fn stalled_handshakes_end_at_the_deadline_and_honest_ones_do_not_notice() {
             assert!(beside <= 2 * alone, "{beside:?} beside them, {alone:?} alone");
         }
         watch(&mut stalled)?;
+        // A machine that does other things, too, looks at them later.
+        let latest = HANDSHAKE.mul_f32(settings.few_or(1.3, 1.05));
         for one in &stalled {
             let took = one.ended.unwrap_or_default();
             assert!(took >= HANDSHAKE.mul_f32(0.95), "manner {}: {took:?}", one.manner);
-            assert!(took <= HANDSHAKE.mul_f32(1.05), "manner {}: {took:?}", one.manner);
+            assert!(took <= latest, "manner {}: {took:?}", one.manner);
         }
         let labels = [("direction", direction::INBOUND), ("reason", reason::HANDSHAKE_TIMEOUT)];
         callee.wait_metric(metric::CLOSED, &labels, count as f64)?;
