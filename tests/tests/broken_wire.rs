@@ -25,6 +25,9 @@ const ANSWERED: usize = 18_000;
 /// Faults of the stream are put into its first bytes, so that enough follows to notice.
 const OF_STREAM: usize = 1500;
 
+/// A handshake is a few bytes longer or shorter the next time: by its signatures' encoding.
+const VARIES: usize = 16;
+
 fn text(length: usize, step: usize) -> Vec<u8> {
     (0..length).map(|at| u8::try_from(at * step % 251).unwrap_or(0)).collect()
 }
@@ -331,7 +334,10 @@ impl Network {
         // In between two records of the app's; they need not be the same the next time.
         let inner = |start: &&usize| **start > stream && **start + 2000 < bytes.len();
         let boundary = starts.iter().find(inner).copied().unwrap_or(stream + OF_STREAM);
-        ([of(1, stream.saturating_sub(1)), of(stream + 1, stream + OF_STREAM)], boundary as u64)
+        (
+            [of(1, stream.saturating_sub(VARIES)), of(stream + VARIES, stream + OF_STREAM)],
+            boundary as u64,
+        )
     }
 }
 
