@@ -35,8 +35,8 @@ pub const LARGE: usize = RUN * RECORD;
 const KEPT_TINY: usize = 64;
 const KEPT_SMALL: usize = 16;
 const KEPT_LARGE: usize = 4;
-/// Large buffers lent at once: 32 MiB a worker.
-const MAX_LARGE: usize = 128;
+/// Large buffers lent at once, where memory is no matter: 32 MiB a worker.
+pub const MAX_LARGE: usize = 128;
 
 /// Messages whose borrowers are remembered.
 const RECENT: usize = 8;
@@ -80,12 +80,13 @@ impl Size {
 }
 
 /// The buffers of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Buffers {
     tiny: RefCell<Vec<Memory>>,
     small: RefCell<Vec<Memory>>,
     large: RefCell<Vec<Memory>>,
     large_lent: Cell<usize>,
+    most_large: usize,
     messages: Cell<u64>,
     borrowers: Cell<[Option<Id>; RECENT]>,
     watcher: RefCell<Option<Waker>>,
@@ -94,7 +95,21 @@ pub struct Buffers {
 impl Buffers {
     /// No buffer yet; they are made when they are wanted.
     pub fn new() -> Rc<Self> {
-        Rc::default()
+        Self::with_large(MAX_LARGE)
+    }
+
+    /// The same with at most so many large ones lent at once.
+    pub fn with_large(most_large: usize) -> Rc<Self> {
+        Rc::new(Self {
+            tiny: RefCell::default(),
+            small: RefCell::default(),
+            large: RefCell::default(),
+            large_lent: Cell::default(),
+            most_large,
+            messages: Cell::default(),
+            borrowers: Cell::default(),
+            watcher: RefCell::default(),
+        })
     }
 
     /// Lends a buffer of that size, or one record's when it is too large to be had. Its
@@ -103,7 +118,7 @@ impl Buffers {
         if size == Size::Tiny {
             self.note_message();
         }
-        let large = size == Size::Large && self.large_lent.get() < MAX_LARGE;
+        let large = size == Size::Large && self.large_lent.get() < self.most_large;
         let (shelf, len) = match size {
             Size::Tiny => (&self.tiny, TINY),
             Size::Large if large => (&self.large, LARGE),

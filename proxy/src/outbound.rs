@@ -100,6 +100,16 @@ fn let_go(lane: &Lane, server: Server, reason: CloseReason) {
     }
 }
 
+/// Panics as a fault of ours would, in a build for tests alone, and only for a destination that
+/// nobody has (TEST-NET-1, RFC 5737).
+#[cfg(debug_assertions)]
+#[allow(clippy::panic, reason = "a test asks for it: one panic must end one connection")]
+fn panic_for_a_test(dst: OriginalDst) {
+    if dst.0 == SocketAddr::from(([192, 0, 2, 27], 27)) {
+        panic!("an app has dialled {dst}, where a build for tests panics");
+    }
+}
+
 /// Everything up to a server that may be talked to. The app's first byte is not
 /// waited for: in many protocols the server speaks first.
 async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &Leg) -> Result<Upstream, CloseReason> {
@@ -109,6 +119,8 @@ async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &Leg) -> Result<Upstream, 
         CloseReason::NoOriginalDst
     })?;
     conn.set_destination(dst);
+    #[cfg(debug_assertions)]
+    panic_for_a_test(dst);
     refuse_our_own(shared, conn, dst)?;
     let local = shared.published.local.load_full();
     if local.is_own(dst.0.ip()) && shared.own_ports.contains(&dst.0.port()) {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -17,7 +18,10 @@ use tokio::time::Instant;
 use crate::admin::{self, Role, Source};
 use crate::app_health::AppHealth;
 use crate::config::{Config, EXIT_CONFIG, LogFormat, ProcessEnv};
-use crate::control::{CPU_STAT, Readiness, Reload, Report, Resolver, Workers, watch_throttling};
+use crate::control::{
+    CPU_STAT, Readiness, Reload, Report, Resolver, Workers, memory_files, most_large_buffers,
+    watch_memory, watch_throttling,
+};
 use crate::live::{Published, Shared};
 use crate::net;
 use crate::sandbox::Sandbox;
@@ -38,7 +42,7 @@ const RESOLVE_QUEUE: usize = 1024;
 
 /// Files that are read after the start and that no variable names: by the resolver, by the watch
 /// over the CPU quota, and by aws-lc, which learns from a device of some virtual machines that this
-/// one is a copy of another.
+/// one is a copy of another. Those of the watch over the memory depend on the control group.
 const READ_BESIDE: &[&str] =
     &["/etc/resolv.conf", "/etc/hosts", CPU_STAT[0], CPU_STAT[1], "/dev/sysgenid"];
 
@@ -69,7 +73,8 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
     keep_out_of_core_dumps()?;
     // The time of the start is read once, before the sandbox has a word on it.
     let metrics = Metrics::new()?;
-    let sandbox = Sandbox::enter(&config, READ_BESIDE)?;
+    let beside: Vec<_> = READ_BESIDE.iter().map(PathBuf::from).chain(memory_files()).collect();
+    let sandbox = Sandbox::enter(&config, &beside)?;
     let log = telemetry::init_logging(&config.log, config.log_format == LogFormat::Json)?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -84,6 +89,8 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         loads: (0..config.workers).map(|_| AtomicUsize::new(0)).collect(),
         max_connections: max_connections(&config)?,
         may_busy_poll: AtomicBool::new(true),
+        most_large_buffers: most_large_buffers(config.workers),
+        memory_is_short: AtomicBool::new(false),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
         resolve,
@@ -107,6 +114,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         let resolver = Resolver::new(share(), inboxes.clone(), tell(), resolve_requests);
         let reload = Reload::new(share(), inboxes.clone(), tell());
         tokio::spawn(watch_throttling(Arc::clone(&shared)));
+        tokio::spawn(watch_memory(Arc::clone(&shared)));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
         // The reloads and the resolver do not end before the signal comes.
         let result = tokio::select! {

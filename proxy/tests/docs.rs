@@ -169,6 +169,22 @@ fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// Every fault has a number and tests, and every test is there.
+#[test]
+fn every_fault_has_tests_that_exist() {
+    let faults = documented("docs/faults.md", "faults", 4);
+    let numbers: Vec<_> = faults.iter().map(|row| row[0].clone()).collect();
+    same(&numbers, &(1..=31).map(|number| number.to_string()).collect::<Vec<_>>());
+    for row in &faults {
+        for name in row[3].split(", ") {
+            let (suite, test) = name.split_once("::").unwrap_or_else(|| panic!("{name}: no test"));
+            let text = read(&format!("tests/tests/{suite}.rs"));
+            let there = text.contains(&format!("#[test]\nfn {test}() {{"));
+            assert!(there, "fault {}: there is no test {name}", row[0]);
+        }
+    }
+}
+
 #[test]
 fn every_dependency_is_documented_with_the_crates_that_name_it() {
     // For each name: the folders whose code needs it, and those whose tests do.

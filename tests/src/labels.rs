@@ -86,6 +86,12 @@ pub mod metric {
     pub const CERTIFICATE_RELOADS: &str = "pillion_certificate_reloads_total";
     /// 1 when the policy file as it is now is in force, else 0.
     pub const POLICY_LOADED: &str = "pillion_policy_last_reload_successful";
+    /// Attempts to connect that failed, by `direction` and `reason`.
+    pub const CONNECT_FAILURES: &str = "pillion_connect_failures_total";
+    /// Connections that a panic has ended.
+    pub const PANICS: &str = "pillion_panics_total";
+    /// Lines that the log had no room for.
+    pub const LINES_DROPPED: &str = "pillion_log_lines_dropped_total";
     /// Runs of the app's probes, by `result`.
     pub const APP_PROBES: &str = "pillion_app_probes_total";
     /// Which policy is live: 1 with its `hash`.
@@ -134,6 +140,22 @@ pub mod reason {
     pub const CONNECTION_LIMIT: &str = "connection_limit";
     /// Too many handshakes were under way, and this was the oldest.
     pub const HANDSHAKE_SHED: &str = "handshake_shed";
+    /// The container's memory was about to run out.
+    pub const MEMORY_LIMIT: &str = "memory_limit";
+    /// Half-closed, and silent for too long.
+    pub const HALF_CLOSE_TIMEOUT: &str = "half_close_timeout";
+    /// A record after the handshake was bad.
+    pub const TLS_ERROR: &str = "tls_error";
+    /// No answer to the SYN in time.
+    pub const CONNECT_TIMEOUT: &str = "connect_timeout";
+    /// No route to the server or the app.
+    pub const CONNECT_UNREACHABLE: &str = "connect_unreachable";
+    /// No port was left to connect from.
+    pub const NO_LOCAL_PORT: &str = "no_local_port";
+    /// The kernel did not know where the client meant to go.
+    pub const NO_ORIGINAL_DST: &str = "no_original_dst";
+    /// The connection's task panicked.
+    pub const PANIC: &str = "panic";
     /// The drain's deadline passed.
     pub const SHUTDOWN: &str = "shutdown";
 }

@@ -11,10 +11,12 @@
 //! next one.
 
 mod capture;
+mod cgroup;
 mod container;
 mod crl;
 mod error;
 mod exec;
+mod fault_proxy;
 pub mod forge;
 pub mod health_service;
 mod http;
@@ -30,6 +32,7 @@ mod pcap;
 pub mod peer;
 mod pod;
 pub mod policy;
+mod script;
 mod settings;
 mod sidecar;
 pub mod stream;
@@ -38,10 +41,12 @@ mod wait;
 pub mod workload_api;
 
 pub use capture::Capture;
+pub use cgroup::MemoryGroup;
 pub use container::{CONFINED, Container};
 pub use crl::RevocationFile;
 pub use error::{Context, Failure};
 pub use exec::{Finished, Process, complete, finish};
+pub use fault_proxy::{Carried, FaultProxy, Plan};
 pub use http::{get as http_get, request as http_request};
 #[cfg(target_arch = "x86_64")]
 pub use intruder::{Came, Intruder};
@@ -50,7 +55,8 @@ pub use metrics::Metrics;
 pub use pair::Pair;
 pub use pcap::{Flow, Wire};
 pub use pod::{Pod, accept, untouched};
-pub use settings::{Settings, require_root};
-pub use sidecar::{CertificateSource, MeshOptions, Sidecar};
+pub use script::Fault;
+pub use settings::{Settings, more_descriptors, require_root};
+pub use sidecar::{CertificateSource, MeshOptions, Sidecar, Stdout};
 pub use testbed::{Testbed, run, run_with};
 pub use wait::{let_pass, wait_until};

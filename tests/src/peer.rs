@@ -125,6 +125,19 @@ impl TlsPeer {
         Self::shake_hands(socket, tls)
     }
 
+    /// A client's first flight, the `ClientHello` in its record.
+    ///
+    /// # Errors
+    /// The identity makes no client.
+    pub fn hello(identity: &TlsGeneration) -> Result<Vec<u8>, Failure> {
+        let config = identity.client_config(Offer::Tunnel);
+        let mut tls =
+            ClientConnection::new(config, TlsGeneration::server_name()).map_err(failed)?;
+        let mut hello = Vec::new();
+        tls.write_tls(&mut hello)?;
+        Ok(hello)
+    }
+
     /// The server's end; when the client's first bytes are there, and before they are answered,
     /// `meanwhile` is called.
     ///
@@ -181,6 +194,26 @@ impl TlsPeer {
             Ok::<_, io::Error>(())
         };
         send().context(|| "the test's peer sends")
+    }
+
+    /// Sends bytes as they are, around TLS.
+    ///
+    /// # Errors
+    /// As [`TlsPeer::send`].
+    pub fn inject(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.socket.write_all(bytes).context(|| "the test's peer injects")
+    }
+
+    /// Changes its key so many times, and says so (RFC 8446, 4.6.3).
+    ///
+    /// # Errors
+    /// As [`TlsPeer::send`].
+    pub fn update_keys(&mut self, times: u32) -> Result<(), Failure> {
+        for _ in 0..times {
+            self.tls.refresh_traffic_keys().map_err(failed)?;
+            self.send(b"")?;
+        }
+        Ok(())
     }
 
     /// Sends `close_notify`.

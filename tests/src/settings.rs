@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::Failure;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::{Context, Failure};
 
 /// Every variable that the testbed reads: the proxy would warn of those it does not know.
-const VARIABLES: [&str; 7] = [
+const VARIABLES: [&str; 8] = [
     "PILLION_BIN_DIR",
     "PILLION_TEST_IPV6",
     "PILLION_TEST_BULK_MIB",
@@ -16,6 +18,7 @@ const VARIABLES: [&str; 7] = [
     "PILLION_TEST_CHURN_SECONDS",
     "PILLION_TEST_RELOADS",
     "PILLION_TEST_ENVOY",
+    "PILLION_TEST_FAULTS",
 ];
 
 /// What a person may set for a run of the suites, read from the environment once a testbed.
@@ -28,6 +31,7 @@ pub struct Settings {
     churn: Duration,
     reloads: u32,
     envoy: PathBuf,
+    all_faults: bool,
 }
 
 /// The only reader of the environment in the testbed.
@@ -42,8 +46,9 @@ impl Settings {
     /// `PILLION_TEST_BULK_MIB` (the size of a bulk transfer; 1024 by default),
     /// `PILLION_TEST_TLS_ENGINE` (`PILLION_TLS_ENGINE` of every sidecar; the proxy's default if it
     /// is not set), `PILLION_TEST_CHURN_SECONDS` (how long the churn goes on; 20 by default),
-    /// `PILLION_TEST_RELOADS` (how often certificates are replaced under load; 100 by default) and
-    /// `PILLION_TEST_ENVOY` (Envoy's binary; by default where `scripts/bench-setup` puts it).
+    /// `PILLION_TEST_RELOADS` (how often certificates are replaced under load; 100 by default),
+    /// `PILLION_TEST_ENVOY` (Envoy's binary; by default where `scripts/bench-setup` puts it) and
+    /// `PILLION_TEST_FAULTS=full` (faults in their full number, for their full time).
     ///
     /// # Errors
     /// A value that means nothing, or a test binary that cannot find itself.
@@ -68,6 +73,12 @@ impl Settings {
                 return Err(bad_variable("PILLION_TEST_TLS_ENGINE", &value, "records or rustls"));
             }
         };
+        let all_faults = match variable("PILLION_TEST_FAULTS") {
+            None => false,
+            Some(value) if value == "few" => false,
+            Some(value) if value == "full" => true,
+            Some(value) => return Err(bad_variable("PILLION_TEST_FAULTS", &value, "few or full")),
+        };
         let envoy = match variable("PILLION_TEST_ENVOY") {
             Some(path) => PathBuf::from(path),
             None => bin_dir.join("../bench-tools/envoy"),
@@ -80,6 +91,7 @@ impl Settings {
             churn: Duration::from_secs(churn.into()),
             reloads,
             envoy,
+            all_faults,
         })
     }
 
@@ -126,6 +138,12 @@ impl Settings {
     #[must_use]
     pub fn reloads(&self) -> u32 {
         self.reloads
+    }
+
+    /// One of two sizes of a test of faults: a few, or all of them where that was asked for.
+    #[must_use]
+    pub fn few_or<T>(&self, few: T, all: T) -> T {
+        if self.all_faults { all } else { few }
     }
 
     /// Envoy's binary.
@@ -179,4 +197,13 @@ fn bad_variable(name: &str, value: &OsString, wanted: &str) -> Failure {
 /// [`Failure::NotRoot`] when it may not.
 pub fn require_root() -> Result<(), Failure> {
     if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(Failure::NotRoot) }
+}
+
+/// Lets this process have as many descriptors as it may, for tests of many connections.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn more_descriptors() -> Result<(), Failure> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context(|| "RLIMIT_NOFILE")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context(|| "RLIMIT_NOFILE")
 }

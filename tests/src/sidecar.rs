@@ -12,7 +12,8 @@ use crate::exec::tail;
 use crate::labels::{field, metric, port};
 use crate::testbed::give_to;
 use crate::{
-    Context, Failure, LogLine, Metrics, Pod, Process, Settings, Testbed, complete, http, wait_until,
+    Context, Failure, LogLine, MemoryGroup, Metrics, Pod, Process, Settings, Testbed, complete,
+    http, wait_until,
 };
 
 /// The user that the redirect rules let pass.
@@ -127,6 +128,33 @@ impl MeshOptions {
         self
     }
 
+    /// The same in a cgroup with a memory limit.
+    #[must_use]
+    pub fn memory(self, group: &MemoryGroup) -> Self {
+        let entrance = group.entrance().display().to_string();
+        self.through("echo $$ > \"$0\" && exec \"$@\"", &entrance)
+    }
+
+    /// The same with a standard output that somebody else than the test has.
+    #[must_use]
+    pub fn stdout(self, to: Stdout) -> Self {
+        match to {
+            // Open for both, so that there is a reader, who does not read.
+            Stdout::Blocked(fifo) => {
+                self.through("exec 3<>\"$0\"; exec \"$@\" >&3 3>&-", &fifo.display().to_string())
+            }
+            // The reader has gone before anything is written.
+            Stdout::Broken => self.through("exec \"$@\" > >(exec true)", "bash"),
+            Stdout::Closed => self.through("exec \"$@\" >&-", "bash"),
+        }
+    }
+
+    /// The same through a line of bash, whose `$0` is given.
+    fn through(mut self, line: &str, zero: &str) -> Self {
+        self.launcher.extend(["bash", "-c", line, zero].map(str::to_owned));
+        self
+    }
+
     /// The same with core dumps of any size allowed.
     #[must_use]
     pub fn core_dumps(mut self) -> Self {
@@ -141,6 +169,17 @@ impl MeshOptions {
         self.launcher.extend(["prlimit".to_owned(), limit]);
         self
     }
+}
+
+/// What is wrong with a standard output.
+#[derive(Debug, Clone)]
+pub enum Stdout {
+    /// A named pipe, which is made already, that nobody reads.
+    Blocked(PathBuf),
+    /// A pipe whose reader has gone.
+    Broken,
+    /// None at all.
+    Closed,
 }
 
 /// A pod's sidecar. Dropping it kills the proxy; the rules stay until the pod goes.

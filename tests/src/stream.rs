@@ -76,6 +76,8 @@ pub fn read_to_end(stream: &mut TcpStream) -> Result<(Vec<u8>, End), Failure> {
             Ok(0) => return Ok((bytes, End::Fin)),
             Ok(read) => bytes.extend(buffer.iter().take(read)),
             Err(error) if is_reset(&error) => return Ok((bytes, End::Reset)),
+            // Who is stopped and goes on is interrupted in a read with a deadline (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error).context(|| "reading to the end"),
         }
     }

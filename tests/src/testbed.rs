@@ -197,8 +197,9 @@ impl Testbed {
         paths.sort();
         for path in paths {
             let is_log = path.extension().is_some_and(|ext| ext == "out" || ext == "err");
-            let Ok(bytes) = fs::read(&path) else { continue };
-            if is_log && !bytes.is_empty() {
+            // Not each file can be read to an end: a pipe cannot.
+            let Some(bytes) = is_log.then(|| fs::read(&path).ok()).flatten() else { continue };
+            if !bytes.is_empty() {
                 let text = String::from_utf8_lossy(&bytes);
                 println!("--- {}\n{}", path.display(), tail(&text).trim_end());
             }

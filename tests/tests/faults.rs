@@ -1,13 +1,16 @@
 //! Faults of peers and applications, each passed on as what it is.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
 use pillion_testbed::forge::Svid;
 use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, port, reason};
 use pillion_testbed::stream::{End, Outcome, ask, pass, read_exactly, read_to_end, reset};
-use pillion_testbed::{Failure, MeshOptions, Pair, Pod, accept, policy, run};
+use pillion_testbed::{
+    Failure, LogLine, MeshOptions, Pair, Pod, Sidecar, Testbed, accept, complete, policy, run,
+    untouched,
+};
 
 const APP: u16 = 8080;
 
@@ -137,8 +140,17 @@ fn its_own_ports_are_no_destination() {
         let has_v6 = server.addresses().len() > 1;
 
         // From the pod itself, past the redirect: only what listens there can be reached.
-        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv4Addr::new(127, 0, 0, 6).into()];
-        let v6 = has_v6.then_some(IpAddr::from(Ipv6Addr::LOCALHOST));
+        let loopback = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 6), Ipv4Addr::UNSPECIFIED];
+        let loopback = loopback.map(IpAddr::from);
+        let mapped = |v4: IpAddr| match v4 {
+            IpAddr::V4(v4) => IpAddr::from(v4.to_ipv6_mapped()),
+            v6 => v6,
+        };
+        // An IPv6 socket reaches IPv4 by mapped addresses.
+        let v6 = [Ipv6Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into()]
+            .into_iter()
+            .chain([mapped(loopback[0]), mapped(server.v4())]);
+        let v6 = v6.filter(|_| has_v6);
         let own: Vec<IpAddr> = loopback.into_iter().chain(v6).chain(server.addresses()).collect();
         let mut made = 0_u32;
         for address in &own {
@@ -159,7 +171,7 @@ fn its_own_ports_are_no_destination() {
         let reasons = callee.metrics()?.by(metric::CLOSED, "reason");
         assert_eq!(reasons.keys().collect::<Vec<_>>(), [reason::SELF_CALL], "{reasons:?}");
         let count = usize::try_from(made).unwrap_or(usize::MAX);
-        let own_call = |line: &pillion_testbed::LogLine| line.reason() == reason::SELF_CALL;
+        let own_call = |line: &LogLine| line.reason() == reason::SELF_CALL;
         callee.wait_logs("self calls", count, own_call).map(drop)
     });
 }
@@ -215,5 +227,85 @@ fn a_silent_server_is_given_up_at_the_deadline() {
         assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
         let labels = [("direction", direction::OUTBOUND), ("reason", reason::HANDSHAKE_TIMEOUT)];
         caller.wait_metric(metric::CLOSED, &labels, 1.0)
+    });
+}
+
+/// How an address is written must not matter: a mapped one is the IPv4 address that it stands for,
+/// and a link-local one is dialled in its zone.
+#[test]
+fn mapped_and_link_local_addresses_are_what_they_stand_for() {
+    run("mapped", |bed| {
+        let pair = Pair::new(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let IpAddr::V4(v4) = pair.server.v4() else {
+            return Err(Failure::Unexpected("no IPv4 address".to_owned()));
+        };
+        if pair.server.addresses().len() < 2 {
+            return pair.exchange(&listener);
+        }
+        let mapped = SocketAddr::new(v4.to_ipv6_mapped().into(), APP);
+        let mut client = pair.client.connect(mapped)?;
+        let mut server = accept(&listener)?;
+        pass(&mut client, &mut server, b"to a mapped address")?;
+        drop((client, server));
+        pair.check_meshed()?;
+        let to = listener.local_addr()?.to_string();
+        for (sidecar, way) in
+            [(&pair.caller, direction::OUTBOUND), (&pair.callee, direction::INBOUND)]
+        {
+            let lines = sidecar.wait_logs("the mapped", 1, |line| {
+                line.is(way, reason::CLOSED) && line.text("destination") == to
+            })?;
+            assert!(lines.iter().all(|line| !line.text("source").contains("ffff")), "{lines:?}");
+            let closed = [("direction", way), ("reason", reason::CLOSED)];
+            assert_eq!(sidecar.metric(metric::CLOSED, &closed)?, 1.0);
+        }
+        link_local(bed, &pair.server, &pair.callee)
+    });
+}
+
+/// A client in a pod without rules dials the server's link-local address. No app can be dialled
+/// there from the inbound source address, which is of no link: the client is told by a reset.
+fn link_local(bed: &Testbed, server: &Pod, callee: &Sidecar) -> Result<(), Failure> {
+    let client = bed.pod("pln")?;
+    let show = "ip -6 -o addr show dev eth0 scope link | awk '{print $4}' | cut -d/ -f1";
+    let address = complete(&mut server.shell(show))?;
+    let zone = complete(&mut client.shell("ip -o link show eth0 | cut -d: -f1"))?;
+    let none = |what: &dyn std::fmt::Display| Failure::Unexpected(format!("no address: {what}"));
+    let ip: Ipv6Addr = address.trim().parse().map_err(|error| none(&error))?;
+    let zone: u32 = zone.trim().parse().map_err(|error| none(&error))?;
+    callee.load_policy(&policy::serve_in_mode("disable"))?;
+    let listener = server.listen(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), APP + 1))?;
+    let to = SocketAddrV6::new(ip, APP + 1, 0, zone).into();
+    assert_eq!(ask(&client, to, b"by a link-local address")?, Outcome::Reset);
+    let named = |line: &LogLine| {
+        line.text("destination").starts_with("[fe80:") && line.reason().starts_with("connect_")
+    };
+    assert_eq!(callee.wait_logs("the link-local", 1, named)?.len(), 1);
+    untouched(&listener)
+}
+
+/// In a build for tests the proxy panics where an app dials one address that nobody has.
+#[test]
+fn a_panic_ends_one_connection_and_nothing_else() {
+    run("panic", |bed| {
+        let pair = Pair::new(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"before")?;
+        for panics in 1..=3 {
+            let to = SocketAddr::new(Ipv4Addr::new(192, 0, 2, 27).into(), 27);
+            assert_eq!(ask(&pair.client, to, b"panic")?, Outcome::Reset);
+            pair.caller.wait_metric(metric::PANICS, &[], f64::from(panics))?;
+        }
+        let labels = [("direction", direction::OUTBOUND), ("reason", reason::PANIC)];
+        assert_eq!(pair.caller.metric(metric::CLOSED, &labels)?, 3.0);
+        let panicked = |line: &LogLine| line.is(direction::OUTBOUND, reason::PANIC);
+        assert_eq!(pair.caller.wait_logs("panics", 3, panicked)?.len(), 3);
+        pass(&mut client, &mut server, b"the open one goes on")?;
+        pass(&mut server, &mut client, b"both ways")?;
+        assert_eq!(pair.caller.metric(metric::OPEN, &[])?, 1.0);
+        assert_eq!(pair.caller.health("/healthz/ready")?.0, 200);
+        pair.exchange(&listener)
     });
 }

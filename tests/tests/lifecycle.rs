@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use pillion_testbed::labels::{CLIENT, STRANGER, direction, metric, reason};
-use pillion_testbed::stream::{End, ask, pass, read_to_end};
-use pillion_testbed::{Failure, Pair, accept, policy, run, wait_until};
+use pillion_testbed::stream::{End, Outcome, ask, pass, read_to_end};
+use pillion_testbed::{Failure, Pair, accept, policy, run, untouched, wait_until};
 
 const APP: u16 = 8080;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -57,6 +57,89 @@ fn sigterm_resets_what_is_left_at_the_deadline() {
             lines.iter().any(|line| line.is(direction::INBOUND, reason::SHUTDOWN)),
             "{lines:?}"
         );
+        Ok(())
+    });
+}
+
+/// Two hundred streams in a drain: who is new is served, too. A second signal ends it at once, by a
+/// reset of what is left.
+#[test]
+fn sigterm_with_many_streams_serves_on_and_a_second_one_ends_it() {
+    const STREAMS: usize = 200;
+    run("drain-many", |bed| {
+        let mut pair = Pair::with_env(bed, &[("PILLION_DRAIN_TIMEOUT", "60s")])?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let mut open = Vec::new();
+        for _ in 0..STREAMS {
+            let (mut client, mut server) = pair.open(&listener)?;
+            pass(&mut client, &mut server, b"before")?;
+            open.push((client, server));
+        }
+        pair.callee.process().signal(Signal::SIGTERM)?;
+        pair.callee.wait_message("told to stop")?;
+        for (client, server) in &mut open {
+            pass(client, server, b"after")?;
+            pass(server, client, b"and back")?;
+        }
+        pair.exchange(&listener)?;
+        assert!(pair.callee.process().ended()?.is_none(), "it serves what is open");
+
+        let start = Instant::now();
+        assert_eq!(pair.callee.stop(LIMIT)?, 0);
+        assert!(start.elapsed() < LIMIT, "long before the deadline: {:?}", start.elapsed());
+        for (mut client, mut server) in open {
+            assert_eq!(read_to_end(&mut server)?, (Vec::new(), End::Reset));
+            assert_eq!(read_to_end(&mut client)?, (Vec::new(), End::Reset));
+        }
+        let lines = pair.callee.log_lines()?;
+        let ended = |why| lines.iter().filter(|line| line.is(direction::INBOUND, why)).count();
+        assert_eq!((ended(reason::SHUTDOWN), ended(reason::CLOSED)), (STREAMS, 1));
+        // The metrics of the one that has ended are gone; the other's tell the same.
+        let reset = [("direction", direction::OUTBOUND), ("reason", reason::PEER_RESET)];
+        pair.caller.wait_metric(metric::CLOSED, &reset, STREAMS as f64)
+    });
+}
+
+/// The rules are there before the proxy is: nothing is served, and nothing leaves.
+#[test]
+fn before_the_proxy_is_there_nothing_leaves_and_nothing_comes_in() {
+    const SECRET: &[u8] = b"sent before the proxy is there";
+    run("before", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        for pod in [&server, &client] {
+            pillion_testbed::complete(&mut pod.init()?)?;
+        }
+        let capture = client.capture("before")?;
+        for address in server.addresses() {
+            let listener = server.listen(SocketAddr::new(address, APP))?;
+            assert_eq!(ask(&client, listener.local_addr()?, SECRET)?, Outcome::Refused);
+            untouched(&listener)?;
+        }
+        let wire = capture.finish(&server)?;
+        assert!(!wire.contains(SECRET), "no plaintext leaves");
+        assert_eq!(wire.flows(APP).count(), 0, "nothing leaves for the app at all");
+
+        // A client without rules of its own, of which the server's has to be safe.
+        let plain = bed.pod("pln")?;
+        let listener = server.listen(SocketAddr::new(server.v4(), APP))?;
+        assert_eq!(ask(&plain, listener.local_addr()?, SECRET)?, Outcome::Refused);
+        untouched(&listener)?;
+        drop(listener);
+
+        let pair = Pair::mesh(bed, client, server, &[])?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let capture = pair.client.capture("after")?;
+        pair.exchange(&listener)?;
+        let wire = capture.finish(&pair.server)?;
+        assert!(!wire.contains(b"what is the answer?"), "TLS, and nothing else");
+        assert!(wire.flows(APP).count() > 0, "or this sees nothing");
+        for (sidecar, way) in
+            [(&pair.caller, direction::OUTBOUND), (&pair.callee, direction::INBOUND)]
+        {
+            let opened = [("direction", way)];
+            assert_eq!(sidecar.metric(metric::OPENED, &opened)?, 1.0, "{way}: none from before");
+            sidecar.wait_logs("the first", 1, |line| line.is(way, reason::CLOSED))?;
+        }
         Ok(())
     });
 }

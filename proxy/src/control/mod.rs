@@ -3,6 +3,7 @@
 
 mod expiry;
 mod identity;
+mod memory;
 mod readiness;
 mod reload;
 mod resolve;
@@ -11,6 +12,7 @@ mod throttle;
 #[cfg(feature = "workload-api")]
 mod workload_api;
 
+pub use memory::{memory_files, most_large_buffers, watch_memory};
 pub use readiness::Readiness;
 pub use reload::Reload;
 pub use resolve::Resolver;

@@ -164,7 +164,10 @@ async fn opened(wire: &mut Wire) -> Result<(), Ended> {
                 fill.await.map_err(|_| CloseReason::Closed)?;
             }
             Ok(Some(Received::Open(_))) => return Ok(()),
-            Ok(Some(Received::Closed)) => return Err(CloseReason::Closed.into()),
+            // A RESET was on its way when our FIN ended the stream: it says the tunnel's end.
+            Ok(Some(Received::Closed | Received::Reset(_))) => {
+                return Err(CloseReason::Closed.into());
+            }
             // Nothing else gets past the tunnel's state machine without a stream.
             Ok(Some(_)) => return Err(CloseReason::TunnelError.into()),
             Err(e) => {

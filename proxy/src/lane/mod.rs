@@ -43,7 +43,7 @@ impl Lane {
         let seed = fastrand::u64(..);
         Rc::new(Self {
             registry: Registry::new(Arc::clone(&shared), worker),
-            buffers: Buffers::new(),
+            buffers: Buffers::with_large(shared.most_large_buffers),
             pipes: Pipes::new(),
             tunnels: Tunnels::new(Arc::clone(&shared), seed),
             without_alpn: WithoutAlpn::default(),

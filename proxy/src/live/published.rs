@@ -158,6 +158,10 @@ pub struct Shared {
     pub max_connections: usize,
     /// Whether workers may wait awake: not while the CPU quota holds the process back.
     pub may_busy_poll: AtomicBool,
+    /// Large buffers that a worker lends at once.
+    pub most_large_buffers: usize,
+    /// Whether the cgroup's memory is about to run out: then no new connection is taken.
+    pub memory_is_short: AtomicBool,
     /// Keeps errors of accept(2) to one line a second.
     pub log_limiter: LogLimiter,
     /// Our own connections that are being made.

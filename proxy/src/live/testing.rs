@@ -25,6 +25,8 @@ pub(crate) fn shared(env: &[(&str, &str)]) -> Arc<Shared> {
         loads: vec![AtomicUsize::new(0), AtomicUsize::new(0)],
         max_connections: 1,
         may_busy_poll: AtomicBool::new(false),
+        most_large_buffers: 1,
+        memory_is_short: AtomicBool::new(false),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
         resolve: mpsc::channel(1).0,

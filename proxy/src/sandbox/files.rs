@@ -93,7 +93,7 @@ impl Domain {
 }
 
 /// Restricts this thread, and those that it will start.
-pub(super) fn restrict(config: &Config, also: &[&str]) -> Result<Domain, String> {
+pub(super) fn restrict(config: &Config, also: &[PathBuf]) -> Result<Domain, String> {
     debug_assert!(config.sandbox != SandboxMode::Off);
     let (readable, wider) = opened(&folders(config));
     enforce(config, readable, wider, also).map_err(|e| e.to_string())
@@ -103,14 +103,14 @@ fn enforce(
     config: &Config,
     mut readable: Vec<PathBuf>,
     wider: Vec<(PathBuf, PathBuf)>,
-    also: &[&str],
+    also: &[PathBuf],
 ) -> Result<Domain, RulesetError> {
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(ASKED))?
         .handle_access(AccessNet::BindTcp)?
         .scope(Scope::from_all(ASKED))?
         .create()?;
-    readable.extend(also.iter().map(PathBuf::from).filter(|path| path.exists()));
+    readable.extend(also.iter().filter(|path| path.exists()).cloned());
     for path in &readable {
         // What has gone since then needs no rule.
         if let Ok(fd) = PathFd::new(path) {

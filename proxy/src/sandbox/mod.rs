@@ -14,6 +14,7 @@ mod conditions;
 mod files;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use nix::sys::prctl;
 use serde_json::{Value, json};
@@ -62,7 +63,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`Required`], when everything is and something is missing.
-    pub fn enter(config: &Config, also: &[&str]) -> Result<Self, Required> {
+    pub fn enter(config: &Config, also: &[PathBuf]) -> Result<Self, Required> {
         let mode = config.sandbox;
         let mut this =
             Self { mode, no_new_privs: false, files: None, calls: false, missing: Vec::new() };

@@ -2,7 +2,8 @@
 //! than blocks. A reader that has stopped reading must not stop a worker.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -13,13 +14,37 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 /// Lines that may wait for a slow reader.
 const QUEUE_LINES: usize = 8192;
 
-/// Keeps the writer thread alive; dropping it flushes what is queued.
+/// Keeps the writer thread alive; dropping it flushes what is queued, for at most [`FLUSH`].
 #[derive(Debug)]
 pub struct LogHandle {
     writer: NonBlocking,
     dropped: ErrorCounter,
     filter: reload::Handle<EnvFilter, Registry>,
-    _guard: WorkerGuard,
+    _flush: Flush,
+}
+
+/// How long the end of the process waits for a reader of the log.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// The library's own guard waits for ever on a reader who has stopped: it tells of it on the very
+/// output that is stuck. So a thread waits for it, which ends with the process if it must.
+#[derive(Debug)]
+struct Flush(Option<WorkerGuard>);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        let guard = self.0.take();
+        let (done, flushed) = mpsc::channel();
+        let flush = move || {
+            drop(guard);
+            // Nobody waits any more when it has taken too long.
+            let _ = done.send(());
+        };
+        if thread::Builder::new().name("pillion-flush".to_owned()).spawn(flush).is_ok() {
+            // Either way the process may end now.
+            let _ = flushed.recv_timeout(FLUSH);
+        }
+    }
 }
 
 impl LogHandle {
@@ -79,7 +104,7 @@ pub fn init(filter: &str, json: bool) -> Result<LogHandle, Box<dyn std::error::E
     } else {
         registry.with(lines.with_ansi(false)).try_init()?;
     }
-    Ok(LogHandle { writer, dropped, filter: handle, _guard: guard })
+    Ok(LogHandle { writer, dropped, filter: handle, _flush: Flush(Some(guard)) })
 }
 
 #[cfg(test)]

@@ -90,6 +90,8 @@ reasons! {
     NoPolicy = "no_policy",
     /// `PILLION_MAX_CONNECTIONS` was reached.
     ConnectionLimit = "connection_limit",
+    /// The container's memory was about to run out.
+    MemoryLimit = "memory_limit",
     /// The proxy was told to stop, and the drain deadline passed.
     Shutdown = "shutdown",
     /// The connection's task panicked; please report it.
@@ -116,7 +118,7 @@ impl CloseReason {
             Self::PeerTimeout => Reason::PeerTimeout,
             Self::HalfCloseTimeout => Reason::HalfCloseTimeout,
             Self::PolicyChanged => Reason::PolicyChanged,
-            Self::ConnectionLimit => Reason::ConnectionLimit,
+            Self::ConnectionLimit | Self::MemoryLimit => Reason::ConnectionLimit,
             Self::Shutdown => Reason::Shutdown,
             Self::TunnelError | Self::TlsError => Reason::ProtocolError,
             _ => Reason::Other,

@@ -36,6 +36,9 @@ pub enum HandshakeError {
     /// leaving the offer unanswered (RFC 7301, 3.2).
     #[error("the server takes none of our ALPN protocols")]
     NoProtocol,
+    /// The peer has reset the connection.
+    #[error("{0}")]
+    Reset(String),
     /// Anything else: the peer's alert, a protocol error, a lost connection.
     #[error("{0}")]
     Failed(String),
@@ -47,7 +50,7 @@ impl HandshakeError {
         match self {
             Self::Refused(refusal) => refusal.label(),
             Self::NoProtocol => "no_protocol",
-            Self::Failed(_) => "failed",
+            Self::Reset(_) | Self::Failed(_) => "failed",
         }
     }
 
@@ -55,6 +58,7 @@ impl HandshakeError {
     pub fn reason(&self) -> CloseReason {
         match self {
             Self::Refused(_) => CloseReason::CertificateRefused,
+            Self::Reset(_) => CloseReason::PeerReset,
             Self::NoProtocol | Self::Failed(_) => CloseReason::HandshakeFailed,
         }
     }
@@ -74,7 +78,10 @@ impl From<rustls::Error> for HandshakeError {
 
 impl From<io::Error> for HandshakeError {
     fn from(e: io::Error) -> Self {
-        Self::Failed(e.to_string())
+        match classify(&e).0 {
+            CloseReason::PeerReset => Self::Reset(e.to_string()),
+            _ => Self::Failed(e.to_string()),
+        }
     }
 }
 

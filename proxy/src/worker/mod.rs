@@ -223,6 +223,10 @@ fn open(lane: &Rc<Lane>, direction: Direction, stream: TcpStream, client: Client
             return guard.end(CloseReason::ConnectionLimit);
         }
     }
+    if lane.shared.memory_is_short.load(Ordering::Relaxed) {
+        lane.tunnels.close_all();
+        return guard.end(CloseReason::MemoryLimit);
+    }
     let lane = Rc::clone(lane);
     tokio::task::spawn_local(async move {
         match direction {

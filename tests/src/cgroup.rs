@@ -1,0 +1,82 @@
+//! A cgroup with a memory limit, as the container runtime makes one for a container.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{Context, Failure, Testbed, wait_until};
+
+/// Where the two versions are mounted (cgroups(7)).
+const V1: &str = "/sys/fs/cgroup/memory";
+const V2: &str = "/sys/fs/cgroup";
+
+/// A cgroup with a memory limit. Dropping it removes it; what ran in it must have ended, so it has
+/// to be made before the sidecar.
+#[derive(Debug)]
+pub struct MemoryGroup {
+    folder: PathBuf,
+    v1: bool,
+}
+
+impl MemoryGroup {
+    /// Makes one of so many bytes.
+    ///
+    /// # Errors
+    /// The kernel has no memory controller for us.
+    pub fn new(bed: &Testbed, limit: u64) -> Result<Self, Failure> {
+        let v1 = Path::new(V1).is_dir();
+        let mount = Path::new(if v1 { V1 } else { V2 });
+        let name = bed.directory().file_name().unwrap_or_default();
+        let folder = mount.join(name);
+        if !v1 {
+            // It may be on already, or not be ours to turn on; then what follows says so.
+            let _ = fs::write(mount.join("cgroup.subtree_control"), "+memory");
+        }
+        fs::create_dir(&folder).context(|| folder.display().to_string())?;
+        let group = Self { folder, v1 };
+        let file = if v1 { "memory.limit_in_bytes" } else { "memory.max" };
+        fs::write(group.folder.join(file), limit.to_string())
+            .context(|| format!("{file}: the tests of memory need cgroups with that controller"))?;
+        Ok(group)
+    }
+
+    /// The file by which a process enters it.
+    pub(crate) fn entrance(&self) -> PathBuf {
+        self.folder.join("cgroup.procs")
+    }
+
+    /// How many processes the out-of-memory killer has ended in it.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn killed(&self) -> Result<u64, Failure> {
+        let file = if self.v1 { "memory.oom_control" } else { "memory.events" };
+        let text = fs::read_to_string(self.folder.join(file)).context(|| file)?;
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count
+            .and_then(|count| count.trim().parse().ok())
+            .ok_or_else(|| Failure::Unexpected(format!("no oom_kill in {file}: {text}")))
+    }
+
+    /// How many bytes are used.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn used(&self) -> Result<u64, Failure> {
+        let file = if self.v1 { "memory.usage_in_bytes" } else { "memory.current" };
+        let text = fs::read_to_string(self.folder.join(file)).context(|| file)?;
+        text.trim().parse().map_err(|_| Failure::Unexpected(format!("{file}: {text}")))
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // A process that was killed leaves the group a moment later.
+        let removed = wait_until("an empty cgroup", Duration::from_secs(5), || {
+            Ok(fs::remove_dir(&self.folder).is_ok().then_some(()))
+        });
+        if let Err(failure) = removed {
+            println!("testbed: {} stays: {failure}", self.folder.display());
+        }
+    }
+}
