@@ -20,7 +20,7 @@ use crate::{
 const PROXY_USER: u32 = 1337;
 
 /// How long a proxy may take to become ready, and anything else to be seen in its telemetry.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a sidecar's certificates come from.
 #[derive(Debug, Clone)]
@@ -195,7 +195,7 @@ impl Pod {
     /// Installs the redirect rules and starts the proxy, and waits until it is ready.
     ///
     /// # Errors
-    /// A binary is missing or fails, or the proxy is not ready within 10 s.
+    /// A binary is missing or fails, or the proxy is not ready within 30 s.
     pub fn mesh(&self, bed: &Testbed, options: MeshOptions) -> Result<Sidecar, Failure> {
         let mut sidecar = self.mesh_unready(bed, options)?;
         sidecar.wait_ready()?;
@@ -268,7 +268,7 @@ impl Sidecar {
     /// Waits until the proxy says that it is ready.
     ///
     /// # Errors
-    /// It ends first, or is not ready within 10 s; the message has the end of its log.
+    /// It ends first, or is not ready within 30 s; the message has the end of its log.
     pub fn wait_ready(&mut self) -> Result<(), Failure> {
         let (pod, process) = (&self.pod, &mut self.process);
         let health = local(port::HEALTH);
@@ -318,7 +318,7 @@ impl Sidecar {
     /// Waits until a metric has a value.
     ///
     /// # Errors
-    /// It has another after 10 s; the message says which.
+    /// It has another after 30 s; the message says which.
     pub fn wait_metric(
         &self,
         name: &str,
@@ -341,7 +341,7 @@ impl Sidecar {
     /// Waits until no connection is open.
     ///
     /// # Errors
-    /// One is, after 10 s.
+    /// One is, after 30 s.
     pub fn wait_idle(&self) -> Result<(), Failure> {
         self.wait_metric(metric::OPEN, &[], 0.0)
     }
@@ -367,7 +367,7 @@ impl Sidecar {
     /// Waits until the proxy has said something.
     ///
     /// # Errors
-    /// It has not after 10 s.
+    /// It has not after 30 s.
     pub fn wait_message(&self, part: &str) -> Result<Vec<LogLine>, Failure> {
         wait_until(&format!("pod {}: \"{part}\"", self.pod.name()), LIMIT, || {
             let said = self.messages(part)?;
@@ -378,7 +378,7 @@ impl Sidecar {
     /// Waits for `count` lines of the access log that `wanted` picks, and returns those there are.
     ///
     /// # Errors
-    /// Fewer after 10 s; the message names `what`.
+    /// Fewer after 30 s; the message names `what`.
     pub fn wait_logs(
         &self,
         what: &str,
@@ -403,7 +403,7 @@ impl Sidecar {
     /// The same, and waits until it is in force.
     ///
     /// # Errors
-    /// It is not within 10 s.
+    /// It is not within 30 s.
     pub fn load_policy(&self, text: &str) -> Result<(), Failure> {
         let hash = || Ok::<_, Failure>(self.metrics()?.by(metric::POLICY, "hash"));
         let before = hash()?;
@@ -434,7 +434,7 @@ impl Sidecar {
     /// Waits until the certificates have been loaded, or refused, once more than `before` says.
     ///
     /// # Errors
-    /// They have not after 10 s.
+    /// They have not after 30 s.
     pub fn wait_load(&self, good: bool, before: f64) -> Result<(), Failure> {
         wait_until("a load of certificates", LIMIT, || {
             Ok((self.loads(good)? > before + 0.5).then_some(()))

@@ -13,7 +13,7 @@ use pillion_testbed::{Failure, MeshOptions, Pair, Sidecar, Testbed, policy, run,
 const APP: u16 = 8080;
 
 /// Files are compared every 10 s, should a watch miss them.
-const FILES: Duration = Duration::from_secs(12);
+const FILES: Duration = Duration::from_secs(40);
 
 /// A name for what is wrong, what makes a good folder so, and the label that it is counted by.
 type Fault = (&'static str, fn(&Path, &Path) -> std::io::Result<()>, &'static str);

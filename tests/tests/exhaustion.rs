@@ -15,7 +15,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 const APP: u16 = 8080;
 const OTHER_APP: u16 = 8081;
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// So many local ports are left.
 const PORTS: usize = 64;
@@ -245,7 +245,7 @@ fn a_restarted_app_serves_all_who_come_back_at_once() {
             let start = Instant::now();
             pair.exchange(&app)?;
             let took = start.elapsed();
-            Ok((took < Duration::from_millis(250)).then_some(took))
+            Ok((took < Duration::from_secs(1)).then_some(took))
         })?;
         println!("one more takes {calm:?}");
         drop(open);

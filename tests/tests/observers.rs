@@ -13,7 +13,7 @@ use pillion_testbed::{
 };
 
 const APP: u16 = 8080;
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// What an operator's client has for all it wants.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -132,7 +132,7 @@ fn a_stuck_scraper_and_a_slow_admin_client_have_five_seconds() {
             let took = start.elapsed();
             println!("{own} {said:?}: {} bytes and {end:?} after {took:?}", answer.len());
             assert!(took >= DEADLINE.mul_f32(0.9), "{own} {said:?}: {took:?}");
-            assert!(took < DEADLINE + Duration::from_secs(3), "{own} {said:?}: {took:?}");
+            assert!(took < 3 * DEADLINE, "{own} {said:?}: {took:?}");
         }
         // Nothing of it is a connection of the apps', or a line in their log.
         pair.callee.wait_idle()?;
@@ -166,7 +166,7 @@ fn serve_beside(
             Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
         };
         let took = start.elapsed();
-        if ended || took > DEADLINE + Duration::from_secs(3) {
+        if ended || took > 3 * DEADLINE {
             println!("the one that drips was cut off after {took:?}");
             assert!(ended, "it still drips after {took:?}");
             assert!(took >= DEADLINE.mul_f32(0.9), "{took:?}");

@@ -17,8 +17,9 @@ use pillion_testbed::{
 const APP: u16 = 8080;
 
 /// The connection table of the tests forgets a half-closed connection after so many seconds
-/// without a packet: just more than a keepalive's 15 s, instead of the kernel's 60.
-const FORGETS: u64 = 16;
+/// without a packet: more than a keepalive's 15 s, by what a kernel's timer may be late, instead of
+/// the kernel's 60.
+const FORGETS: u64 = 18;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -99,9 +100,9 @@ fn half_closed_connections_outlive_the_connection_table_and_lose_nothing() {
 /// A half-closed connection on which nothing moves at all is given up in the end.
 #[test]
 fn half_closed_and_silent_for_too_long_is_reset() {
-    const SILENCE: Duration = Duration::from_secs(2);
+    const SILENCE: Duration = Duration::from_secs(5);
     run("half-close-timeout", |bed| {
-        let pair = Pair::with_env(bed, &[("PILLION_HALF_CLOSE_TIMEOUT", "2s")])?;
+        let pair = Pair::with_env(bed, &[("PILLION_HALF_CLOSE_TIMEOUT", "5s")])?;
         let listener = pair.listen(pair.server.v4(), APP)?;
         let (mut client, mut server) = pair.open(&listener)?;
         pass(&mut client, &mut server, b"before")?;
@@ -109,15 +110,17 @@ fn half_closed_and_silent_for_too_long_is_reset() {
         assert_eq!(read_to_end(&mut server)?, (Vec::new(), End::Fin));
         let start = Instant::now();
         // Bytes of the other direction begin the time anew.
+        let mut last = start;
         while start.elapsed() < 2 * SILENCE {
+            let_pass(SILENCE / 10);
+            last = Instant::now();
             pass(&mut server, &mut client, b"not silent")?;
-            let_pass(SILENCE / 4);
         }
-        let start = Instant::now();
+        client.set_read_timeout(Some(4 * SILENCE))?;
         assert_eq!(read_to_end(&mut client)?, (Vec::new(), End::Reset));
-        let took = start.elapsed();
+        let took = last.elapsed();
         println!("reset after {took:?}");
-        assert!(took >= SILENCE / 2 && took < 3 * SILENCE, "{took:?}");
+        assert!(took >= SILENCE.mul_f32(0.9), "{took:?}");
         drop(server);
         for sidecar in [&pair.caller, &pair.callee] {
             sidecar.wait_idle()?;
@@ -178,21 +181,22 @@ fn stalled_handshakes_end_at_the_deadline_and_honest_ones_do_not_notice() {
         let mut stalled = Vec::new();
         for number in 0..count {
             let manner = number % MANNERS;
+            let since = Instant::now();
             let mut stream = liar.connect(app.local_addr()?)?;
             let said = [0, 3, hello.len() / 2, hello.len(), 1][manner];
             stream.write_all(&hello[..said])?;
             stream.set_nonblocking(true)?;
             let drips = if manner == 4 { hello[1..].to_vec() } else { Vec::new() };
-            stalled.push(Stalled { manner, stream, since: Instant::now(), drips, ended: None });
+            stalled.push(Stalled { manner, stream, since, drips, ended: None });
         }
         let beside = honest(times)?;
         println!("honest, p99: {alone:?} alone, {beside:?} beside {count} that stall");
-        if bed.settings().few_or(false, true) {
-            assert!(beside <= 2 * alone, "{beside:?} beside them, {alone:?} alone");
-        }
+        // They would wait for the deadline, if for anything.
+        assert!(beside < HANDSHAKE / 2, "{beside:?} beside them, {alone:?} alone");
         watch(&mut stalled)?;
-        // A machine that does other things, too, looks at them later.
-        let latest = HANDSHAKE.mul_f32(settings.few_or(1.3, 1.05));
+        // A machine that does other things, too, looks at them later. Who drips has said so much
+        // by then that a deadline anew with each byte would never come.
+        let latest = 2 * HANDSHAKE;
         for one in &stalled {
             let took = one.ended.unwrap_or_default();
             assert!(took >= HANDSHAKE.mul_f32(0.95), "manner {}: {took:?}", one.manner);
@@ -214,7 +218,7 @@ fn stalled_handshakes_end_at_the_deadline_and_honest_ones_do_not_notice() {
 /// Waits for the ends of all; who drips says one more byte every five seconds.
 fn watch(stalled: &mut [Stalled]) -> Result<(), Failure> {
     let mut said = Instant::now();
-    wait_until("the ends of all", 2 * HANDSHAKE, || {
+    wait_until("the ends of all", 4 * HANDSHAKE, || {
         let drip = said.elapsed() >= HANDSHAKE / 2;
         if drip {
             said = Instant::now();
