@@ -14,7 +14,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 /// Lines that may wait for a slow reader.
 const QUEUE_LINES: usize = 8192;
 
-/// Keeps the writer thread alive; dropping it flushes what is queued, for at most [`FLUSH`].
+/// Keeps the writer thread alive; dropping it flushes what is queued, for 2 s at most.
 #[derive(Debug)]
 pub struct LogHandle {
     writer: NonBlocking,
