@@ -19,7 +19,7 @@ use crate::app_health::AppHealth;
 use crate::config::{Config, EXIT_CONFIG, LogFormat, ProcessEnv};
 use crate::control::{Readiness, Reload, Report, Resolver, Workers, watch_throttling};
 use crate::live::{Published, Shared};
-use crate::net;
+use crate::net::{self, SourcePorts};
 use crate::telemetry::{self, AccessLog, LogLimiter, Metrics};
 use crate::worker::{self, Command, Listeners, Worker};
 
@@ -76,6 +76,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         may_busy_poll: AtomicBool::new(true),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
+        source_ports: source_ports(&config),
         resolve,
         config,
     });
@@ -103,6 +104,33 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         stop(&shared, workers).await;
         result
     })
+}
+
+/// Where servers are dialled from. Without ports of our own that still works, less well: see
+/// [`SourcePorts`].
+fn source_ports(config: &Config) -> SourcePorts {
+    let wanted = config.source_ports.clone();
+    let kernels = net::kernel_range().unwrap_or_else(|e| {
+        tracing::warn!("cannot read {}, so it is taken for 32768 to 60999: {e}", net::KERNEL_RANGE);
+        32_768..=60_999
+    });
+    let ports = SourcePorts::new(wanted.clone(), &kernels);
+    let (first, last) = (kernels.start(), kernels.end());
+    match (wanted, ports.range()) {
+        (None, _) => {}
+        (Some(_), None) => tracing::warn!(
+            "all of PILLION_SOURCE_PORTS are ports that the kernel gives to apps ({first} to {last}): \
+             a few of their connections may be reset; name ports outside, or narrow \
+             net.ipv4.ip_local_port_range of the pod"
+        ),
+        (Some(wanted), Some(range)) if wanted != *range => tracing::info!(
+            first = range.start(),
+            last = range.end(),
+            "servers are dialled from fewer ports than PILLION_SOURCE_PORTS names: the kernel gives the others to apps"
+        ),
+        (Some(_), Some(_)) => {}
+    }
+    ports
 }
 
 /// A core dump would hold the private key. Without the dumpable flag the kernel writes none, also
