@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_certs::verify::VerifiedPeer;
@@ -12,8 +12,9 @@ use pillion_policy::{
     DEFAULT_RULE, Destination, Enforcement, OutboundAction, OutboundDecision, Policy,
 };
 use rustls::pki_types::UnixTime;
+use tokio::io::AsyncReadExt;
 
-use crate::dial::{DialError, dial, dial_through};
+use crate::dial::{DialError, Source, dial, dial_through};
 use crate::lane::{Key, Lane, Parked};
 use crate::live::{Conn, Dial, Shared, Tls};
 use crate::net::{self, Leg, OriginalDst};
@@ -23,12 +24,15 @@ use crate::tls::{self, Established, HandshakeError};
 use crate::tunnel::{self, Life, Role};
 use crate::wire::{self, Wire};
 
+/// How long an app that may be ourselves is waited for, before the other end is asked again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// How often a server is dialled for one connection of the app, the first time included.
 const MOST_DIALS: usize = 4;
 
 /// Serves a redirected connection to its end, and says why it ended.
 pub async fn serve(lane: &Rc<Lane>, conn: &Rc<Conn>, mut leg: Leg) -> CloseReason {
-    let reached = Box::pin(conn.unless_stopped(reach(lane, conn, &leg))).await;
+    let reached = Box::pin(conn.unless_stopped(reach(lane, conn, &mut leg))).await;
     let ended = match reached {
         Err(reason) => return reason,
         Ok(Upstream::Plain(mut server)) => {
@@ -112,7 +116,7 @@ fn panic_for_a_test(dst: OriginalDst) {
 
 /// Everything up to a server that may be talked to. The app's first byte is not
 /// waited for: in many protocols the server speaks first.
-async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &Leg) -> Result<Upstream, CloseReason> {
+async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &mut Leg) -> Result<Upstream, CloseReason> {
     let shared = &lane.shared;
     let dst = net::original_dst(leg.stream()).map_err(|e| {
         conn.set_detail(e.to_string());
@@ -121,7 +125,7 @@ async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &Leg) -> Result<Upstream, 
     conn.set_destination(dst);
     #[cfg(debug_assertions)]
     panic_for_a_test(dst);
-    refuse_our_own(shared, conn, dst)?;
+    refuse_our_own(shared, conn, leg, dst).await?;
     let local = shared.published.local.load_full();
     if local.is_own(dst.0.ip()) && shared.own_ports.contains(&dst.0.port()) {
         shared.metrics.self_calls.inc();
@@ -242,8 +246,34 @@ fn evaluate(shared: &Shared, dst: OriginalDst) -> Result<OutboundDecision, Close
 
 /// A connection that we make ourselves and that was redirected to us in place of its server:
 /// see [`Dials`](crate::live::Dials). Whoever makes it tries again.
-fn refuse_our_own(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<(), CloseReason> {
-    if !shared.dials.came_back(conn.source.0, dst.0) {
+async fn refuse_our_own(
+    shared: &Shared,
+    conn: &Conn,
+    leg: &mut Leg,
+    dst: OriginalDst,
+) -> Result<(), CloseReason> {
+    let Some(like) = shared.dials.like(conn.source.0, dst.0) else { return Ok(()) };
+    let mut first = Vec::new();
+    let ours = loop {
+        if let Some(ours) = like.has_sent(&first) {
+            break ours;
+        }
+        if like.is_over() {
+            break false;
+        }
+        // An app may let its server speak first.
+        match tokio::time::timeout(LOOK_AGAIN, leg.read_buf(&mut first)).await {
+            Ok(Ok(0)) => break false,
+            Ok(Ok(_)) | Err(_) => {}
+            Ok(Err(e)) => {
+                let (reason, detail) = wire::classify(&e);
+                conn.set_detail(detail.unwrap_or_default());
+                return Err(reason);
+            }
+        }
+    };
+    if !ours {
+        leg.put_back(first);
         return Ok(());
     }
     shared.metrics.self_calls.inc();
@@ -258,7 +288,8 @@ async fn connect_for_tls(
     dst: OriginalDst,
 ) -> Result<(Leg, Dial), CloseReason> {
     let noted = |connect: &dyn Fn() -> io::Result<SocketAddr>| shared.dials.begin(dst.0, connect);
-    let dialled = dial_through(dst.0, None, shared.config.timeouts.connect, noted).await;
+    let source = Source::Ports(&shared.source_ports);
+    let dialled = dial_through(dst.0, source, shared.config.timeouts.connect, noted).await;
     dialled.map_err(|e| not_connected(shared, conn, &e))
 }
 
@@ -270,7 +301,8 @@ fn not_connected(shared: &Shared, conn: &Conn, e: &DialError) -> CloseReason {
 
 /// Opens the connection to the very address that the app asked for.
 async fn connect(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<Leg, CloseReason> {
-    let dialled = dial(dst.0, None, shared.config.timeouts.connect).await;
+    let source = Source::Ports(&shared.source_ports);
+    let dialled = dial(dst.0, source, shared.config.timeouts.connect).await;
     dialled.map_err(|e| not_connected(shared, conn, &e))
 }
 
@@ -327,7 +359,7 @@ async fn shake_hands(
     let known = without.contains(dst.0, Instant::now());
     if !known {
         let offer = if tunnel { Offer::Tunnel } else { Offer::Single };
-        match tls::connect(&mut leg, offer, generation, engine).await {
+        match tls::connect(&mut leg, offer, generation, engine, &|hello| dial.says(hello)).await {
             Err(HandshakeError::NoProtocol) => {}
             made => return made.map(|made| (leg, made)).map_err(failed),
         }
@@ -338,7 +370,9 @@ async fn shake_hands(
     // stay silent until the deadline: who is remembered is one with whom this has just gone well.
     // And an alert alone is nobody's word.
     without.remove(dst.0);
-    let made = tls::connect(&mut leg, Offer::Nothing, generation, engine).await.map_err(failed)?;
+    let says = |hello: &[u8]| dial.says(hello);
+    let made = tls::connect(&mut leg, Offer::Nothing, generation, engine, &says).await;
+    let made = made.map_err(failed)?;
     without.insert(dst.0, Instant::now());
     Ok((leg, made))
 }
@@ -385,7 +419,7 @@ async fn originate(
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::live::testing::shared;
@@ -407,9 +441,11 @@ mod tests {
             let (mut first, first_from) = listener.accept().await.unwrap();
             first.read_u8().await.unwrap();
             first.write_all(&NO_PROTOCOL).await.unwrap();
-            let (second, second_from) = listener.accept().await.unwrap();
-            assert!(!dials.came_back(first_from, to), "that one has gone");
-            assert!(dials.came_back(second_from, to));
+            let (mut second, second_from) = listener.accept().await.unwrap();
+            assert!(dials.like(first_from, to).is_none(), "that one has gone");
+            let mut hello = [0; 100];
+            second.read_exact(&mut hello).await.unwrap();
+            assert_eq!(dials.like(second_from, to).unwrap().has_sent(&hello), Some(true));
             drop(second);
             drop(listener.accept().await.unwrap());
         };
@@ -417,5 +453,51 @@ mod tests {
         let (made, ()) = tokio::join!(reaching, serving);
         assert!(made.is_err());
         guard.end(CloseReason::HandshakeFailed);
+    }
+
+    /// A connection whose source and destination are those of one that is being made.
+    async fn alike(over: bool, app: &[u8]) -> (Result<(), CloseReason>, Vec<u8>) {
+        let lane = Lane::new(shared(&[]), 0);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, source) = listener.accept().await.unwrap();
+        let server: SocketAddr = "192.0.2.1:443".parse().unwrap();
+        let dial = lane.shared.dials.begin(server, || Ok(source)).unwrap();
+        dial.says(&HELLO);
+        let guard = lane.registry.register(Direction::Outbound, ClientAddr(source));
+        let mut leg = Leg::new(accepted);
+        let refusing = refuse_our_own(&lane.shared, &guard.conn, &mut leg, OriginalDst(server));
+        let telling = async {
+            client.write_all(app).await.unwrap();
+            if over {
+                drop(dial);
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        let refused = tokio::select! {
+            refused = refusing => refused,
+            () = async { telling.await; std::future::pending().await } => unreachable!(),
+        };
+        let mut read = vec![0; app.len()];
+        if refused.is_ok() {
+            leg.read_exact(&mut read).await.unwrap();
+        }
+        guard.end(CloseReason::Closed);
+        (refused, read)
+    }
+
+    const HELLO: [u8; 60] = [22; 60];
+
+    #[tokio::test]
+    async fn our_own_connection_is_told_from_an_apps_of_the_same_addresses_by_its_first_bytes() {
+        assert_eq!(alike(false, &HELLO).await.0, Err(CloseReason::SelfCall));
+        for app in [&b"GET / HTTP/1.1\r\n"[..], b"x", &[&HELLO[..20], b"y"].concat()] {
+            assert_eq!(alike(false, app).await, (Ok(()), app.to_vec()));
+        }
+        // Too few to tell, and none at all: until our own is made.
+        for app in [&HELLO[..20], b""] {
+            assert_eq!(alike(true, app).await, (Ok(()), app.to_vec()));
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::control::{
     watch_memory, watch_throttling,
 };
 use crate::live::{Published, Shared};
-use crate::net;
+use crate::net::{self, SourcePorts};
 use crate::sandbox::Sandbox;
 use crate::telemetry::{self, AccessLog, LogLimiter, Metrics};
 use crate::worker::{self, Command, Listeners, Worker};
@@ -41,10 +41,17 @@ const RESERVED_DESCRIPTORS: u64 = 256;
 const RESOLVE_QUEUE: usize = 1024;
 
 /// Files that are read after the start and that no variable names: by the resolver, by the watch
-/// over the CPU quota, and by aws-lc, which learns from a device of some virtual machines that this
-/// one is a copy of another. Those of the watch over the memory depend on the control group.
-const READ_BESIDE: &[&str] =
-    &["/etc/resolv.conf", "/etc/hosts", CPU_STAT[0], CPU_STAT[1], "/dev/sysgenid"];
+/// over the CPU quota, by whoever looks for ports to dial from, and by aws-lc, which learns from a
+/// device of some virtual machines that this one is a copy of another. Those of the watch over the
+/// memory depend on the control group.
+const READ_BESIDE: &[&str] = &[
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    CPU_STAT[0],
+    CPU_STAT[1],
+    net::KERNEL_RANGE,
+    "/dev/sysgenid",
+];
 
 /// How often a draining proxy looks whether it is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -93,6 +100,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         memory_is_short: AtomicBool::new(false),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
+        source_ports: source_ports(&config),
         resolve,
         config,
     });
@@ -125,6 +133,33 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         stop(&shared, workers).await;
         result
     })
+}
+
+/// Where servers are dialled from. Without ports of our own that still works, less well: see
+/// [`SourcePorts`].
+fn source_ports(config: &Config) -> SourcePorts {
+    let wanted = config.source_ports.clone();
+    let kernels = net::kernel_range().unwrap_or_else(|e| {
+        tracing::warn!("cannot read {}, so it is taken for 32768 to 60999: {e}", net::KERNEL_RANGE);
+        32_768..=60_999
+    });
+    let ports = SourcePorts::new(wanted.clone(), &kernels);
+    let (first, last) = (kernels.start(), kernels.end());
+    match (wanted, ports.range()) {
+        (None, _) => {}
+        (Some(_), None) => tracing::warn!(
+            "all of PILLION_SOURCE_PORTS are ports that the kernel gives to apps ({first} to {last}): \
+             a few of their connections may be reset; name ports outside, or narrow \
+             net.ipv4.ip_local_port_range of the pod"
+        ),
+        (Some(wanted), Some(range)) if wanted != *range => tracing::info!(
+            first = range.start(),
+            last = range.end(),
+            "servers are dialled from fewer ports than PILLION_SOURCE_PORTS names: the kernel gives the others to apps"
+        ),
+        (Some(_), Some(_)) => {}
+    }
+    ports
 }
 
 /// A core dump would hold the private key. Without the dumpable flag the kernel writes none, also

@@ -20,7 +20,7 @@ pub fn recycle_ports(pod: &Pod) -> Result<(), Failure> {
     pod.enter(|| {
         for (name, value) in [
             ("ipv4/tcp_tw_reuse", "1"),
-            ("ipv4/ip_local_port_range", "16000 65000"),
+            ("ipv4/ip_local_port_range", "16000 60999"),
             ("netfilter/nf_conntrack_tcp_timeout_time_wait", "5"),
         ] {
             fs::write(format!("/proc/sys/net/{name}"), value).context(|| name)?;

@@ -92,9 +92,10 @@ impl Network {
             }
             connected => connected?,
         };
-        // A reset may overtake either step; what matters is what reading says then.
-        let _ = stream.write_all(&self.asked).and_then(|()| stream.shutdown(Shutdown::Write));
-        read_to_end(&mut stream)
+        // A reset may overtake either step, which is then told of it, and reading no more.
+        let said = stream.write_all(&self.asked).and_then(|()| stream.shutdown(Shutdown::Write));
+        let (came, end) = read_to_end(&mut stream)?;
+        Ok((came, if said.is_ok() { end } else { End::Reset }))
     }
 
     /// Runs `work` while the server's app answers; returns what the app saw of each connection.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pillion_testbed::labels::{CLIENT, SERVER};
 use pillion_testbed::stream::{Outcome, ask, pass, reset};
 use pillion_testbed::{
-    Failure, MeshOptions, Pair, Pod, Wire, accept, complete, policy, run, untouched,
+    Failure, MeshOptions, Pair, Pod, Testbed, Wire, accept, complete, policy, run, untouched,
 };
 
 const APP: u16 = 8080;
@@ -71,46 +71,63 @@ fn no_identity_crosses_in_plaintext() {
 /// app that gets its port for the same server is one of its own, and not redirected.
 #[test]
 fn no_plaintext_crosses_to_a_server_that_resets() {
-    const DIALS: usize = 200;
-    const PORTS: usize = 32;
     run("wire-resets", |bed| {
-        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
-        let options = MeshOptions::new(policy::call(&server.addresses(), SERVER), CLIENT);
-        let _caller = client.mesh(bed, options)?;
-        // So few that each is soon one that the proxy has had.
-        let last = 40_000 + PORTS - 1;
-        complete(
-            &mut client.shell(&format!("sysctl -w net.ipv4.ip_local_port_range='40000 {last}'")),
-        )?;
-        for address in server.addresses() {
-            let listener = server.listen(SocketAddr::new(address, APP))?;
-            let to = listener.local_addr()?;
-            let capture = server.capture("resets")?;
-            let over = AtomicBool::new(false);
-            let outcomes = std::thread::scope(|scope| {
-                let serving = scope.spawn(|| {
-                    while !over.load(Ordering::Relaxed) {
-                        reset(accept(&listener)?)?;
-                    }
-                    Ok::<_, Failure>(())
-                });
-                let outcomes: Result<Vec<Outcome>, Failure> =
-                    (0..DIALS).map(|_| ask(&client, to, QUESTION)).collect();
-                over.store(true, Ordering::Relaxed);
-                // Let it see that.
-                drop(server.connect(to)?);
-                serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                outcomes
-            })?;
-            assert!(outcomes.iter().all(Outcome::is_turned_away), "{outcomes:?}");
-            let refused = outcomes.iter().filter(|it| **it == Outcome::Refused).count();
-            println!("{refused} of {DIALS} were not redirected, and were refused");
-            let wire = capture.finish(&client)?;
-            assert!(wire.flows(APP).next().is_some(), "something was captured");
-            assert!(!wire.contains(QUESTION), "the app's bytes crossed in plaintext");
-            assert!(refused > 0, "no connection was taken for an old one: this shows nothing");
-            untouched(&listener)?;
-        }
+        let refused = dials_of_a_server_that_resets(bed, "off")?;
+        assert!(refused > 0, "no connection was taken for an old one: this shows nothing");
         Ok(())
     });
+}
+
+/// As long as both have ports of their own, no connection is taken for another's.
+#[test]
+fn an_app_gets_none_of_the_ports_that_its_proxy_has_had() {
+    run("wire-ports", |bed| {
+        let refused = dials_of_a_server_that_resets(bed, "61000-65535")?;
+        assert_eq!(refused, 0, "connections that were not redirected");
+        Ok(())
+    });
+}
+
+/// An app dials a server that resets its connections, from so few ports that each is soon one that
+/// the proxy has had, if these are its ports too. Returns how many were not redirected, and
+/// therefore refused.
+fn dials_of_a_server_that_resets(bed: &Testbed, source_ports: &str) -> Result<usize, Failure> {
+    const DIALS: usize = 200;
+    const PORTS: usize = 32;
+    let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+    let last = 40_000 + PORTS - 1;
+    complete(&mut client.shell(&format!("sysctl -w net.ipv4.ip_local_port_range='40000 {last}'")))?;
+    let options = MeshOptions::new(policy::call(&server.addresses(), SERVER), CLIENT);
+    let _caller = client.mesh(bed, options.env("PILLION_SOURCE_PORTS", source_ports))?;
+    let mut all_refused = 0;
+    for address in server.addresses() {
+        let listener = server.listen(SocketAddr::new(address, APP))?;
+        let to = listener.local_addr()?;
+        let capture = server.capture("resets")?;
+        let over = AtomicBool::new(false);
+        let outcomes = std::thread::scope(|scope| {
+            let serving = scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    reset(accept(&listener)?)?;
+                }
+                Ok::<_, Failure>(())
+            });
+            let outcomes: Result<Vec<Outcome>, Failure> =
+                (0..DIALS).map(|_| ask(&client, to, QUESTION)).collect();
+            over.store(true, Ordering::Relaxed);
+            // Let it see that.
+            drop(server.connect(to)?);
+            serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            outcomes
+        })?;
+        assert!(outcomes.iter().all(Outcome::is_turned_away), "{outcomes:?}");
+        let refused = outcomes.iter().filter(|it| **it == Outcome::Refused).count();
+        println!("{refused} of {DIALS} were not redirected, and were refused");
+        all_refused += refused;
+        let wire = capture.finish(&client)?;
+        assert!(wire.flows(APP).next().is_some(), "something was captured");
+        assert!(!wire.contains(QUESTION), "the app's bytes crossed in plaintext");
+        untouched(&listener)?;
+    }
+    Ok(all_refused)
 }

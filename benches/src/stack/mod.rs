@@ -255,7 +255,7 @@ fn tune(pod: &Pod) -> Result<(), Error> {
     let reserved = format!("{}-{},{}-{}", wire::SINK, wire::HTTP, port::ADMIN, port::HEALTH);
     let settings = [
         ("net/ipv4/ip_local_reserved_ports", reserved.as_str()),
-        ("net/ipv4/ip_local_port_range", "1024 65000"),
+        ("net/ipv4/ip_local_port_range", "1024 60999"),
         ("net/ipv4/tcp_tw_reuse", "1"),
         ("net/core/somaxconn", "16384"),
         ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1"),

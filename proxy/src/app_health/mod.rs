@@ -30,7 +30,7 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 
 use crate::config::{AppProbe, Handler};
-use crate::dial::dial;
+use crate::dial::{Source, dial};
 use crate::live::Shared;
 use crate::net::{self, Leg};
 use crate::telemetry::LogLimiter;
@@ -207,7 +207,7 @@ impl App<'_> {
         if policy.as_ref().is_some_and(|p| p.app_address() == AppAddress::Loopback) {
             target = net::on_loopback(target);
         }
-        let mut leg = dial(target, Some(net::inbound_source(target)), self.limit)
+        let mut leg = dial(target, Source::Address(net::inbound_source(target)), self.limit)
             .await
             .map_err(Failing::Connect)?;
         // A probe that has seen enough is no error of the app's.

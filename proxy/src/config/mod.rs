@@ -12,6 +12,7 @@ mod vars;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -162,6 +163,8 @@ pub struct Config {
     pub max_connections: Option<usize>,
     /// TLS handshakes under way at once.
     pub max_pending_handshakes: usize,
+    /// Ports that servers are dialled from; `None`: the kernel picks them all.
+    pub source_ports: Option<RangeInclusive<u16>>,
     /// Worker threads.
     pub workers: usize,
     /// Whether workers may poll before they sleep.
@@ -238,6 +241,7 @@ impl Config {
             max_pending_handshakes: r
                 .number("PILLION_MAX_PENDING_HANDSHAKES", 1..=1_000_000)
                 .unwrap_or(1),
+            source_ports: r.ports("PILLION_SOURCE_PORTS"),
             workers: r
                 .optional_number("PILLION_WORKERS", 1..=256)
                 .unwrap_or_else(parse::default_workers),
@@ -377,6 +381,19 @@ mod tests {
         assert_eq!(c.timeouts.half_close, Duration::from_secs(3600));
         assert!((1..=2).contains(&c.workers));
         assert_eq!(c.access_log, AccessLogMode::Denied);
+        assert_eq!(c.source_ports, Some(61_000..=65_535));
+    }
+
+    #[test]
+    fn source_ports_are_a_range_or_none() {
+        let read = |value| Config::from_env(&env(&[("PILLION_SOURCE_PORTS", value)]));
+        assert_eq!(read("off").unwrap().0.source_ports, None);
+        assert_eq!(read(" 1024-1024 ").unwrap().0.source_ports, Some(1024..=1024));
+        for bad in ["1023-2000", "2000-1999", "2000", "-", "1-", "60000-65536", "a-b", "2000 3000"]
+        {
+            let ConfigErrors(errors) = read(bad).unwrap_err();
+            assert!(errors[0].problem.contains("range of ports"), "{bad}: {errors:?}");
+        }
     }
 
     #[test]
@@ -384,6 +401,7 @@ mod tests {
         let bad = env(&[
             ("PILLION_CONNECT_TIMEOUT", "5"),
             ("PILLION_WORKERS", "0"),
+            ("PILLION_SOURCE_PORTS", "0-65535"),
             ("PILLION_INBOUND_LISTEN", "15006"),
             ("PILLION_OUTBOUND_LISTEN", "0.0.0.0:15001"),
             ("PILLION_HEALTH_LISTEN", ", "),

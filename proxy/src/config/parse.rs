@@ -153,6 +153,25 @@ impl Reader {
         }
     }
 
+    /// A range of ports; `None` for `off`. Those below 1024 are for the privileged (ip(7)).
+    pub(super) fn ports(&mut self, name: &'static str) -> Option<RangeInclusive<u16>> {
+        let value = self.value(name)?;
+        if value == "off" {
+            return None;
+        }
+        let ends = value.split_once('-').map(|(first, last)| (first.parse(), last.parse()));
+        match ends {
+            Some((Ok(first), Ok(last))) if (1024..=last).contains(&first) => Some(first..=last),
+            _ => {
+                self.error(
+                    name,
+                    format!("`{value}` is no range of ports from 1024 to 65535, such as 61000-65535, nor off"),
+                );
+                None
+            }
+        }
+    }
+
     /// A list with commas. `loopback`: the endpoint would be an open door on any
     /// other address, so nothing but a loopback address is taken.
     pub(super) fn addresses(&mut self, name: &'static str, loopback: bool) -> Vec<SocketAddr> {

@@ -128,6 +128,11 @@ pub const VARIABLES: &[Variable] = &[
         "1024",
         "TLS handshakes under way at once, a worker and direction; the oldest is shed first.",
     ),
+    var(
+        "PILLION_SOURCE_PORTS",
+        "61000-65535",
+        "Ports that servers are dialled from, less those that the kernel gives to apps; off: all are the kernel's choice.",
+    ),
     var("PILLION_WORKERS", "", "Worker threads. Default: the cgroup's CPUs, at most 2."),
     var(
         "PILLION_BUSY_POLL",

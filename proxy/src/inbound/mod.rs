@@ -10,7 +10,7 @@ use pillion_policy::{AppAddress, InboundConn, Mode, Policy};
 use tokio::io::AsyncReadExt;
 
 use crate::detect::{self, Hello, MAX_HELLO};
-use crate::dial::dial;
+use crate::dial::{Source, dial};
 use crate::lane::Lane;
 use crate::live::{Conn, Guard, Shared, Tls};
 use crate::net::{self, Leg, OriginalDst};
@@ -345,11 +345,11 @@ async fn connect_app(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<L
     if policy.app_address() == AppAddress::Loopback {
         target = net::on_loopback(target);
     }
-    dial(target, Some(net::inbound_source(target)), shared.config.timeouts.connect).await.map_err(
-        |e| {
+    dial(target, Source::Address(net::inbound_source(target)), shared.config.timeouts.connect)
+        .await
+        .map_err(|e| {
             shared.metrics.connect_failure(Direction::Inbound, e.reason());
             conn.set_detail(e.to_string());
             e.reason()
-        },
-    )
+        })
 }

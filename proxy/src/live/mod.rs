@@ -10,7 +10,7 @@ mod registry;
 pub(crate) mod testing;
 
 pub use conn::{Conn, Stage, Tls};
-pub use dials::{Dial, Dials};
+pub use dials::{Dial, Dialled, Dials};
 pub use judged::{Facts, Told};
 pub use published::{AsOpened, Host, HostAddresses, LocalNet, Published, ResolveRequest, Shared};
 pub use registry::{Guard, HandshakeSlot, Registry};

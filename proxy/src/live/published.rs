@@ -14,6 +14,7 @@ use rustls::pki_types::UnixTime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
+use crate::net::SourcePorts;
 use crate::telemetry::{AccessLog, CloseReason, LogLimiter, Metrics};
 
 use super::{Conn, Dials};
@@ -166,6 +167,8 @@ pub struct Shared {
     pub log_limiter: LogLimiter,
     /// Our own connections that are being made.
     pub dials: Arc<Dials>,
+    /// Where these come from.
+    pub source_ports: SourcePorts,
     /// To the control thread's resolver.
     pub resolve: mpsc::Sender<ResolveRequest>,
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::net::SourcePorts;
 use crate::telemetry::{AccessLog, LogLimiter, Metrics};
 
 use super::{Published, Shared};
@@ -29,6 +30,7 @@ pub(crate) fn shared(env: &[(&str, &str)]) -> Arc<Shared> {
         memory_is_short: AtomicBool::new(false),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
+        source_ports: SourcePorts::new(None, &(32_768..=60_999)),
         resolve: mpsc::channel(1).0,
         config,
     })

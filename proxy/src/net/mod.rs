@@ -5,6 +5,7 @@ mod leg;
 mod listen;
 mod original_dst;
 mod sockaddr;
+mod source_ports;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,6 +14,7 @@ pub use leg::{Leg, set_options};
 pub use listen::{Acceptor, bind, bind_shared, is_absent_family};
 pub use original_dst::{OriginalDstError, original_dst};
 pub use sockaddr::canonical;
+pub use source_ports::{KERNEL_RANGE, SourcePorts, kernel_range};
 
 /// Source address of connections that the inbound proxy opens to the app: the
 /// redirect rules let it pass, so that it is not captured again.
@@ -45,6 +47,14 @@ pub fn inbound_source(dst: SocketAddr) -> IpAddr {
     match dst {
         SocketAddr::V4(_) => INBOUND_SOURCE_V4.into(),
         SocketAddr::V6(_) => INBOUND_SOURCE_V6.into(),
+    }
+}
+
+/// The address of the same family that stands for any.
+pub fn unspecified(addr: SocketAddr) -> IpAddr {
+    match addr {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

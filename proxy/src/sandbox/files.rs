@@ -123,7 +123,8 @@ fn enforce(
         readable.push("/proc/self".into());
     }
     // Port 0 is one that the kernel chooses: a connection from a source address binds so.
-    for port in config.own_ports().into_iter().chain([0]) {
+    let dialled_from = config.source_ports.iter().cloned().flatten();
+    for port in config.own_ports().into_iter().chain([0]).chain(dialled_from) {
         rules = rules.add_rule(NetPort::new(port, AccessNet::BindTcp))?;
     }
     let RestrictionStatus { ruleset, landlock, .. } = rules.restrict_self()?;

@@ -30,6 +30,9 @@ const CONTENT_TYPES: RangeInclusive<u8> = 20..=23;
 /// Room for a flight without ML-KEM and with a short chain; it grows.
 const FIRST_READ: usize = 2 * 1024;
 
+/// Is told bytes before they are sent.
+pub type Says<'a> = &'a dyn Fn(&[u8]);
+
 /// What a handshake made.
 #[derive(Debug)]
 pub struct Established {
@@ -57,10 +60,11 @@ pub async fn accept(
     engine: TlsEngine,
 ) -> Result<Established, HandshakeError> {
     let tls = UnbufferedServerConnection::new(generation.server_config(mesh))?;
-    Box::pin(shake_hands(leg, tls, seen, generation, engine)).await
+    Box::pin(shake_hands(leg, tls, Flight::new(seen), generation, engine)).await
 }
 
-/// Originates TLS over a connection that was just opened.
+/// Originates TLS over a connection that was just opened. `says` is told the ClientHello before it
+/// is sent.
 ///
 /// # Errors
 /// The server has got its alert by then, and will get a FIN.
@@ -69,11 +73,13 @@ pub async fn connect(
     offer: Offer,
     generation: &TlsGeneration,
     engine: TlsEngine,
+    says: Says<'_>,
 ) -> Result<Established, HandshakeError> {
     // SPIFFE peers are known by their id alone: no name is sent and none is checked.
     let config = generation.client_config(offer);
     let tls = UnbufferedClientConnection::new(config, TlsGeneration::server_name())?;
-    Box::pin(shake_hands(leg, tls, Vec::new(), generation, engine)).await
+    let flight = Flight { says: Some(says), ..Flight::new(Vec::new()) };
+    Box::pin(shake_hands(leg, tls, flight, generation, engine)).await
 }
 
 /// What is asked of either side's connection when the handshake is done.
@@ -105,11 +111,10 @@ impl Shaken for UnbufferedServerConnection {
 async fn shake_hands<C: Shaken>(
     leg: &mut Leg,
     mut tls: C,
-    seen: Vec<u8>,
+    mut flight: Flight<'_>,
     generation: &TlsGeneration,
     engine: TlsEngine,
 ) -> Result<Established, HandshakeError> {
-    let mut flight = Flight { bytes: seen, given: 0 };
     let result = flight.exchange(leg, &mut tls).await;
     let verified = result.and_then(|()| {
         generation.verified_peer(tls.certificates()).map_err(HandshakeError::Refused)
@@ -129,9 +134,11 @@ async fn shake_hands<C: Shaken>(
 
 /// The peer's bytes, of which the first `given` have been shown to rustls and not yet
 /// been dealt with: parts of a message that goes over several records.
-struct Flight {
+struct Flight<'a> {
     bytes: Vec<u8>,
     given: usize,
+    /// To be told what is sent first.
+    says: Option<Says<'a>>,
 }
 
 enum Next {
@@ -140,7 +147,11 @@ enum Next {
     Done,
 }
 
-impl Flight {
+impl Flight<'_> {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, given: 0, says: None }
+    }
+
     fn shown(&mut self) -> &mut [u8] {
         self.bytes.get_mut(..self.given).unwrap_or_default()
     }
@@ -160,6 +171,9 @@ impl Flight {
                     Ok(Next::Ask)
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => {
+                    if let Some(says) = self.says.take() {
+                        says(&out);
+                    }
                     leg.write_all(&std::mem::take(&mut out)).await?;
                     data.done();
                     Ok(Next::Ask)

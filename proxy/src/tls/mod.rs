@@ -20,7 +20,7 @@ use rustls::AlertDescription;
 
 use crate::telemetry::CloseReason;
 
-pub use handshake::{Established, accept, connect};
+pub use handshake::{Established, Says, accept, connect};
 pub use session::{Found, Opened, Session};
 
 /// The ALPN protocols by which a permissive port knows the mesh's own clients.

@@ -53,7 +53,7 @@ async fn established(client: TlsEngine, server: TlsEngine) -> (Established, Esta
     let [ours, theirs] = generations();
     let (mut one, mut other) = legs().await;
     let (client, server) = tokio::join!(
-        connect(&mut one, Offer::Tunnel, &ours, client),
+        connect(&mut one, Offer::Tunnel, &ours, client, &|_| ()),
         accept(&mut other, Vec::new(), true, &theirs, server),
     );
     (client.unwrap(), server.unwrap())

@@ -87,7 +87,7 @@ pub(crate) async fn shake_hands(
     let made = match role {
         Role::Client => {
             let offer = if tunnel { Offer::Tunnel } else { Offer::Single };
-            tls::connect(leg, offer, generation, engine).await
+            tls::connect(leg, offer, generation, engine, &|_| ()).await
         }
         Role::Server => tls::accept(leg, vec![], true, generation, engine).await,
     };
