@@ -43,6 +43,8 @@ impl DialError {
             }
             Some(Errno::EADDRNOTAVAIL | Errno::EADDRINUSE) => CloseReason::NoLocalPort,
             Some(Errno::ETIMEDOUT) => CloseReason::ConnectTimeout,
+            // It was made, and reset before we had looked.
+            Some(Errno::ECONNRESET) => CloseReason::PeerReset,
             _ => CloseReason::ConnectFailed,
         }
     }
@@ -203,6 +205,13 @@ mod tests {
         let source = "127.0.0.6".parse().unwrap();
         let _leg = dial(dst, Source::Address(source), Duration::from_secs(5)).await.unwrap();
         assert_eq!(listener.accept().await.unwrap().1.ip(), source);
+    }
+
+    /// Which of the two it is, connected or not, depends on how soon we look: the reason must not.
+    #[test]
+    fn a_server_that_resets_at_once_has_reset() {
+        let reset = DialError::Failed("192.0.2.1:80".parse().unwrap(), Errno::ECONNRESET.into());
+        assert_eq!(reset.reason(), CloseReason::PeerReset);
     }
 
     #[tokio::test]

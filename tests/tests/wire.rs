@@ -1,7 +1,6 @@
 //! What crosses the wire: nothing but TLS where there are sidecars.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use pillion_testbed::labels::{CLIENT, SERVER};
 use pillion_testbed::stream::{Outcome, ask, pass, reset};
@@ -104,18 +103,19 @@ fn dials_of_a_server_that_resets(bed: &Testbed, source_ports: &str) -> Result<us
         let listener = server.listen(SocketAddr::new(address, APP))?;
         let to = listener.local_addr()?;
         let capture = server.capture("resets")?;
-        let over = AtomicBool::new(false);
         let outcomes = std::thread::scope(|scope| {
             let serving = scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    reset(accept(&listener)?)?;
+                loop {
+                    let stream = accept(&listener)?;
+                    // Its own pod says that all is over.
+                    if stream.peer_addr()?.ip() == address {
+                        return Ok::<_, Failure>(());
+                    }
+                    reset(stream)?;
                 }
-                Ok::<_, Failure>(())
             });
             let outcomes: Result<Vec<Outcome>, Failure> =
                 (0..DIALS).map(|_| ask(&client, to, QUESTION)).collect();
-            over.store(true, Ordering::Relaxed);
-            // Let it see that.
             drop(server.connect(to)?);
             serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             outcomes
