@@ -79,7 +79,7 @@ impl Dials {
 /// What is known of a connection that is being made, for whom it may have come back to.
 #[derive(Debug, Default)]
 pub struct Dialled {
-    hello: OnceLock<Box<[u8]>>,
+    hello: OnceLock<[u8; HELLO]>,
     came_back: AtomicBool,
     over: AtomicBool,
 }
@@ -120,8 +120,10 @@ pub struct Dial {
 impl Dial {
     /// Notes the ClientHello, which is about to be sent.
     pub fn says(&self, hello: &[u8]) {
-        // One connection has one: an answer to HelloRetryRequest repeats these bytes.
-        let _ = self.dialled.hello.set(hello.get(..HELLO).unwrap_or(hello).into());
+        if let Some(first) = hello.first_chunk() {
+            // One connection has one: an answer to HelloRetryRequest repeats these bytes.
+            let _ = self.dialled.hello.set(*first);
+        }
     }
 
     /// Whether it came back to us instead of reaching its server.
