@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit kubernetes e2e faults churn reloads bench bench-full bench-syscalls bench-startup \
+.PHONY: help setup build demo test lint unit kubernetes e2e faults churn soak reloads bench bench-full bench-syscalls bench-startup \
 	bench-build bench-micro doc deny fuzz fuzz-brief mutants image image-twice test-image clean
 
 help: ## what there is
@@ -46,6 +46,11 @@ churn: setup ## two pods, everything changes and nothing may fail, for MINUTES=1
 	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
 	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_CHURN_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
 	  scripts/e2e churn --nocapture
+
+soak: setup ## all kinds of load, changes and kills at once, for MINUTES=10; needs root
+	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
+	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_SOAK_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
+	  scripts/e2e soak --nocapture
 
 reloads: setup ## certificates replaced 1,000 times, 100 of them torn, at 200 new connections a second; needs root
 	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs

@@ -38,6 +38,7 @@ mod sidecar;
 pub mod stream;
 mod testbed;
 mod wait;
+pub mod wear;
 pub mod workload_api;
 
 pub use capture::Capture;

@@ -10,13 +10,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::{Context, Failure};
 
 /// Every variable that the testbed reads: the proxy would warn of those it does not know.
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 9] = [
     "PILLION_BIN_DIR",
     "PILLION_TEST_IPV6",
     "PILLION_TEST_BULK_MIB",
     "PILLION_TEST_TLS_ENGINE",
     "PILLION_TEST_CHURN_SECONDS",
     "PILLION_TEST_RELOADS",
+    "PILLION_TEST_SOAK_SECONDS",
     "PILLION_TEST_ENVOY",
     "PILLION_TEST_FAULTS",
 ];
@@ -30,6 +31,7 @@ pub struct Settings {
     tls_engine: Option<String>,
     churn: Duration,
     reloads: u32,
+    soak: Duration,
     envoy: PathBuf,
     all_faults: bool,
 }
@@ -47,6 +49,7 @@ impl Settings {
     /// `PILLION_TEST_TLS_ENGINE` (`PILLION_TLS_ENGINE` of every sidecar; the proxy's default if it
     /// is not set), `PILLION_TEST_CHURN_SECONDS` (how long the churn goes on; 20 by default),
     /// `PILLION_TEST_RELOADS` (how often certificates are replaced under load; 100 by default),
+    /// `PILLION_TEST_SOAK_SECONDS` (how long the soak goes on; 20 by default),
     /// `PILLION_TEST_ENVOY` (Envoy's binary; by default where `scripts/bench-setup` puts it) and
     /// `PILLION_TEST_FAULTS=full` (faults in their full number, for their full time).
     ///
@@ -66,6 +69,7 @@ impl Settings {
         let mebibytes = number("PILLION_TEST_BULK_MIB", 1024, "mebibytes, 1 up")?;
         let churn = number("PILLION_TEST_CHURN_SECONDS", 20, "seconds, 1 up")?;
         let reloads = number("PILLION_TEST_RELOADS", 100, "reloads, 1 up")?;
+        let soak = number("PILLION_TEST_SOAK_SECONDS", 20, "seconds, 1 up")?;
         let tls_engine = match variable("PILLION_TEST_TLS_ENGINE") {
             None => None,
             Some(value) if value == "records" || value == "rustls" => value.into_string().ok(),
@@ -90,6 +94,7 @@ impl Settings {
             tls_engine,
             churn: Duration::from_secs(churn.into()),
             reloads,
+            soak: Duration::from_secs(soak.into()),
             envoy,
             all_faults,
         })
@@ -138,6 +143,12 @@ impl Settings {
     #[must_use]
     pub fn reloads(&self) -> u32 {
         self.reloads
+    }
+
+    /// How long the soak goes on.
+    #[must_use]
+    pub fn soak(&self) -> Duration {
+        self.soak
     }
 
     /// One of two sizes of a test of faults: a few, or all of them where that was asked for.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pillion_testbed::labels::{CLIENT, SERVER, metric, reason};
 use pillion_testbed::load::{ask_echo, echo, joined, recycle_ports};
+use pillion_testbed::wear::{Sample, courses, descriptors_at_rest};
 use pillion_testbed::{Failure, Pair, Pod, Sidecar, Testbed, let_pass, policy, run};
 
 /// Connections to this port go over tunnels that are used again.
@@ -68,33 +69,6 @@ fn churn(
     })
 }
 
-/// Closes the idle tunnels and counts what is open then, for as long as nothing is asked.
-fn at_rest(pair: &mut Pair, revision: u32) -> Result<[usize; 2], Failure> {
-    pair.caller.load_policy(&call(pair, revision))?;
-    for sidecar in [&pair.caller, &pair.callee] {
-        sidecar.wait_idle()?;
-        sidecar.wait_metric(metric::IDLE, &[], 0.0)?;
-    }
-    // The question for the metrics was itself a connection, which may not have gone yet.
-    let mut least = [usize::MAX; 2];
-    for _ in 0..10 {
-        let [client, server] = least;
-        least = [
-            client.min(pair.caller.process().descriptors()?),
-            server.min(pair.callee.process().descriptors()?),
-        ];
-        let_pass(Duration::from_millis(100));
-    }
-    Ok(least)
-}
-
-/// How much memory each sidecar has at a moment, in MiB.
-struct Sample {
-    seconds: f64,
-    client: f64,
-    server: f64,
-}
-
 /// One change after another, and how much memory each sidecar has over time.
 fn change_everything(
     bed: &Testbed,
@@ -102,7 +76,6 @@ fn change_everything(
     until: Instant,
     go_on: impl Fn() -> bool,
 ) -> Result<Vec<Sample>, Failure> {
-    let start = Instant::now();
     let mut samples = Vec::new();
     for revision in (10..).step_by(2) {
         if Instant::now() >= until || !go_on() {
@@ -118,40 +91,22 @@ fn change_everything(
         let_pass(STEP);
         pair.callee.load_policy(&serve(revision))?;
         let_pass(STEP);
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        samples.push(Sample {
-            seconds: start.elapsed().as_secs_f64(),
-            client: mib(pair.caller.process().resident()?),
-            server: mib(pair.callee.process().resident()?),
-        });
+        samples.push(Sample::take(pair)?);
     }
     Ok(samples)
 }
 
-/// The slope of a line through what was measured in the second half, when caches are warm, in MiB
-/// a minute (least squares).
-fn slope(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
-    let late = || samples.iter().skip(samples.len() / 2);
-    let count = late().count() as f64;
-    let mean_x = late().map(|sample| sample.seconds).sum::<f64>() / count;
-    let mean_y = late().map(&of).sum::<f64>() / count;
-    let over: f64 = late().map(|s| (s.seconds - mean_x) * (of(s) - mean_y)).sum();
-    let under: f64 = late().map(|s| (s.seconds - mean_x).powi(2)).sum();
-    if under > 0.0 { 60.0 * over / under } else { 0.0 }
-}
-
-fn report(pair: &Pair, served: u64, samples: &[Sample]) -> Result<(), Failure> {
+fn report(pair: &Pair, served: u64, samples: &[Sample], length: Duration) -> Result<(), Failure> {
     let of = |sidecar: &Sidecar, name, labels: &[(&str, &str)]| sidecar.metric(name, labels);
     let reused = of(&pair.caller, metric::STREAMS, &[("reused", "true")])?;
     let fresh = of(&pair.caller, metric::STREAMS, &[("reused", "false")])?;
     let handshakes = of(&pair.callee, metric::HANDSHAKES, &[("result", "ok")])?;
     println!("{served} connections: {reused} over a tunnel that was there, {fresh} over a new one");
+    let courses = courses(samples, length / 2);
     println!("{handshakes} handshakes, {} rounds of changes", samples.len());
-    if let Some(last) = samples.last() {
-        let client = slope(samples, |sample| sample.client);
-        let server = slope(samples, |sample| sample.server);
-        println!("resident, client: {:.1} MiB, {client:+.2} MiB a minute", last.client);
-        println!("resident, server: {:.1} MiB, {server:+.2} MiB a minute", last.server);
+    for (name, course) in ["client", "server"].iter().zip(courses.into_iter().flatten()) {
+        let a_minute = course.an_hour / 60.0;
+        println!("resident, {name}: {:.1} MiB, {a_minute:+.2} MiB a minute", course.last);
     }
     assert!(reused > served as f64 / 3.0, "about half are to go over used tunnels: {reused}");
     assert!(fresh > samples.len() as f64, "each change gives tunnels up: {fresh}");
@@ -175,7 +130,8 @@ fn nothing_fails_while_everything_changes() {
         for listener in &listeners {
             pair.exchange(listener)?;
         }
-        let before = at_rest(&mut pair, 1)?;
+        let text = call(&pair, 1);
+        let before = descriptors_at_rest(&mut pair, &text)?;
         let until = Instant::now() + bed.settings().churn();
         let samples = std::thread::scope(|scope| {
             let (done, closing, served) = (&done, &closing, &served);
@@ -197,8 +153,9 @@ fn nothing_fails_while_everything_changes() {
             ended.and(closed)?;
             samples
         })?;
-        let after = at_rest(&mut pair, 2)?;
-        report(&pair, served.load(Ordering::Relaxed), &samples)?;
+        let text = call(&pair, 2);
+        let after = descriptors_at_rest(&mut pair, &text)?;
+        report(&pair, served.load(Ordering::Relaxed), &samples, bed.settings().churn())?;
         assert_eq!(after, before, "descriptors of the client's and the server's sidecar");
         for sidecar in [&pair.caller, &pair.callee] {
             let reasons = sidecar.metrics()?.by(metric::CLOSED, "reason");
