@@ -126,6 +126,8 @@ pub mod reason {
     pub const HANDSHAKE_FAILED: &str = "handshake_failed";
     /// The peer was silent until the handshake's deadline.
     pub const HANDSHAKE_TIMEOUT: &str = "handshake_timeout";
+    /// The kernel refused a connection to it for another reason.
+    pub const CONNECT_FAILED: &str = "connect_failed";
     /// The server or the app refused the connection.
     pub const CONNECT_REFUSED: &str = "connect_refused";
     /// The pod dialled its own sidecar.

@@ -1,13 +1,16 @@
 //! More connections, handshakes and descriptors than there may be, and a reader who takes its time.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, reason};
 use pillion_testbed::stream::{End, Outcome, ask, pass, read_to_end};
 use pillion_testbed::{
-    Failure, MeshOptions, Pair, Pod, Sidecar, accept, complete, policy, run, untouched, wait_until,
+    Failure, LogLine, MeshOptions, Pair, Pod, Process, Sidecar, accept, complete, let_pass, policy,
+    run, untouched, wait_until,
 };
 
 const APP: u16 = 8080;
@@ -164,7 +167,7 @@ fn out_of_descriptors_it_waits_and_goes_on() {
         let mut callee = plaintext(&server, &|o| o.env("PILLION_WORKERS", "1"), bed)?;
         let app = server.listen(SocketAddr::new(server.v4(), APP))?;
         let pid = callee.process().pid();
-        let used = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+        let used = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         // For seven connections, two each; the eighth waits in the kernel's queue.
         let few = used + 14;
         // The soft limit, which a process of the same user may change.
@@ -206,9 +209,78 @@ fn out_of_descriptors_it_waits_and_goes_on() {
     });
 }
 
+/// Whose calls fail with an error that this machine could not be brought to: strace answers the
+/// proxy's worker in the kernel's place, until it is told to stop.
+fn failing(server: &Pod, pid: u32, call: &str, errno: &str) -> Result<Process, Failure> {
+    let worker = fs::read_dir(format!("/proc/{pid}/task"))?.flatten().find(|task| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "worker-0")
+    });
+    let worker = worker.ok_or_else(|| Failure::Unexpected("no worker".to_owned()))?.path();
+    let thread = worker.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut strace = server.daemon("strace");
+    strace.args(["-q", "-p", &thread, "-e", &format!("trace={call}")]);
+    strace.args(["-e", &format!("inject={call}:error={errno}")]);
+    let strace = server.spawn(&format!("strace-{call}-{errno}"), &mut strace)?;
+    wait_until("strace to attach", LIMIT, || {
+        let status = fs::read_to_string(worker.join("status"))?;
+        let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+        Ok(tracer.is_some_and(|pid| pid.trim() != "0").then_some(()))
+    })?;
+    Ok(strace)
+}
+
+#[test]
+fn whatever_the_kernel_lacks_it_waits_and_goes_on() {
+    const CLIENTS: usize = 3;
+    run("lack", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let mut callee = plaintext(&server, &|o| o.env("PILLION_WORKERS", "1"), bed)?;
+        let app = server.listen(SocketAddr::new(server.v4(), APP))?;
+        let pid = callee.process().pid();
+        let start = Instant::now();
+        for (round, errno) in (1..).zip(["ENFILE", "ENOBUFS", "ENOMEM"]) {
+            let mut strace = failing(&server, pid, "accept4", errno)?;
+            let waiting: Vec<_> = (0..CLIENTS)
+                .map(|_| client.connect(app.local_addr()?))
+                .collect::<Result<_, Failure>>()?;
+            let failures = || callee.metric(metric::ACCEPT_ERRORS, &[("errno", errno)]);
+            // It tries again, after 10, 20, 40 and 80 ms, and later less often.
+            wait_until("four tries", LIMIT, || Ok((failures()? >= 4.0).then_some(())))?;
+            let (before, from) = (failures()?, Instant::now());
+            let_pass(Duration::from_secs(1));
+            let tries = failures()? - before;
+            let most = from.elapsed().as_secs_f64() / 0.16 + 2.0;
+            assert!(tries <= most, "{errno}: {tries} tries in {:?}", from.elapsed());
+            assert_eq!(callee.health("/healthz/ready")?.0, 200);
+            strace.signal(Signal::SIGINT)?;
+            strace.wait(LIMIT)?;
+            // All three have waited in the kernel's queue.
+            let inbound = [("direction", direction::INBOUND)];
+            callee.wait_metric(metric::OPENED, &inbound, f64::from(round * 5 - 2))?;
+            drop(waiting);
+            idle_once_taken(&callee, &app)?;
+
+            let mut strace = failing(&server, pid, "socket", errno)?;
+            assert_eq!(ask(&client, app.local_addr()?, b"no socket for it")?, Outcome::Reset);
+            closed(&callee, reason::CONNECT_FAILED, f64::from(round))?;
+            strace.signal(Signal::SIGINT)?;
+            strace.wait(LIMIT)?;
+            drop(served(&client, &app)?);
+            callee.wait_idle()?;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        let said = callee.messages("accept failed")?.len();
+        assert!((1.0..=seconds + 2.0).contains(&(said as f64)), "{said} lines in {seconds} s");
+        let failed = |line: &LogLine| line.is(direction::INBOUND, reason::CONNECT_FAILED);
+        let lines = callee.wait_logs("those without a socket", 3, failed)?;
+        assert_eq!(lines.len(), 3, "one line each");
+        untouched(&app)
+    });
+}
+
 /// The CPU's time that a process has used, in ticks of 10 ms (proc_pid_stat(5), utime and stime).
 fn cpu_ticks(pid: u32) -> Result<u64, Failure> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
     Ok(fields.filter_map(|field| field.parse::<u64>().ok()).sum())
 }
