@@ -76,19 +76,23 @@ pub(super) fn allowed(pid: u32) -> Result<Vec<Row>, BackendError> {
 }
 
 /// TCP and UDP; a stream to the Workload API's socket; and netlink for this pod's own addresses.
-/// No raw socket, no packet socket, no other netlink family and none of the rarer families, in
-/// which much of the kernel's trouble was.
+/// No raw socket, no packet socket, no other protocol (SCTP, MPTCP), no other netlink family and
+/// none of the rarer families, in which much of the kernel's trouble was.
 fn sockets() -> Result<Vec<Rule>, BackendError> {
     let mut rules = Vec::new();
-    for (domain, kind) in [
-        (libc::AF_INET, libc::SOCK_STREAM),
-        (libc::AF_INET, libc::SOCK_DGRAM),
-        (libc::AF_INET6, libc::SOCK_STREAM),
-        (libc::AF_INET6, libc::SOCK_DGRAM),
-        (libc::AF_UNIX, libc::SOCK_STREAM),
-    ] {
-        rules.push(Rule::new(vec![is(0, domain)?, bits(1, SOCKET_TYPE, kind)?])?);
+    for domain in [libc::AF_INET, libc::AF_INET6] {
+        for (kind, own) in
+            [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)]
+        {
+            // 0 is the type's own.
+            for protocol in [0, own] {
+                let conditions =
+                    vec![is(0, domain)?, bits(1, SOCKET_TYPE, kind)?, is(2, protocol)?];
+                rules.push(Rule::new(conditions)?);
+            }
+        }
     }
+    rules.push(Rule::new(vec![is(0, libc::AF_UNIX)?, bits(1, SOCKET_TYPE, libc::SOCK_STREAM)?])?);
     rules.push(Rule::new(vec![is(0, libc::AF_NETLINK)?, is(2, libc::NETLINK_ROUTE)?])?);
     Ok(rules)
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -86,6 +87,13 @@ impl Domain {
         self.readable.iter().map(|path| path.display().to_string()).collect()
     }
 
+    /// Whether that is every file there is, as a file was wanted that lies in the root.
+    pub(super) fn is_all_readable(&self) -> bool {
+        let root = Path::new("/");
+        self.readable.iter().any(|folder| folder == root)
+            && !self.wider.iter().any(|(_, opened)| opened == root)
+    }
+
     /// Folders that were not there, each with the one above it that was opened in its place.
     pub(super) fn wider(&self) -> &[(PathBuf, PathBuf)] {
         &self.wider
@@ -151,37 +159,22 @@ fn allow_reading(
 fn folders(config: &Config) -> BTreeSet<PathBuf> {
     // Certificates from the Workload API are in no file. Its socket needs no rule: to connect is
     // not to open.
-    let identity = match config.workload_api {
-        Some(_) => Vec::new(),
-        None => config.identity.paths(),
+    let (files, bundles) = match config.workload_api {
+        Some(_) => (Vec::new(), None),
+        None => (config.identity.paths(), config.identity.trust_bundles_dir.as_deref()),
     };
-    let mut folders = BTreeSet::new();
-    for path in identity.iter().chain([&config.policy_file]) {
-        folders.extend(folders_of(path));
-        if path.is_dir() {
-            folders.insert(path.clone());
-            let entries = fs::read_dir(path).into_iter().flatten().flatten();
-            folders.extend(entries.flat_map(|entry| folders_of(&entry.path())));
-        }
-    }
-    folders
+    let files = files.iter().filter(|path| Some(path.as_path()) != bundles);
+    let of_files = files.chain([&config.policy_file]).flat_map(|file| of_file(file));
+    of_files.chain(bundles.into_iter().flat_map(of_folder)).collect()
 }
 
 /// The folders that a file is in: its own, and those that its links lead to.
-fn folders_of(path: &Path) -> Vec<PathBuf> {
-    let own = parent(path);
+fn of_file(path: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    // A folder that is a link (`current -> releases/42`) is replaced by another beside its target.
-    if own.is_symlink()
-        && let Ok(target) = fs::canonicalize(own)
-        && let Some(beside) = target.parent()
-        && beside.parent().is_some()
-    {
-        folders.push(beside.to_owned());
-    }
     let mut next = path.to_owned();
     for _ in 0..MAX_LINKS {
         let folder = parent(&next).to_owned();
+        folders.extend(beside(&folder));
         folders.push(folder.clone());
         match fs::read_link(&next) {
             Ok(target) => next = folder.join(target),
@@ -191,6 +184,22 @@ fn folders_of(path: &Path) -> Vec<PathBuf> {
     folders
 }
 
+/// A folder whose files are all read, and the folders that these are in.
+fn of_folder(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let of_files = entries.flat_map(|entry| of_file(&entry.path()));
+    beside(path).chain([path.to_owned()]).chain(of_files).collect()
+}
+
+/// Where a path leads through folders that are links (`current -> releases/42`), the next one lies
+/// beside the target of now: what these lie in. Not all there is, for a link to a folder of `/`.
+fn beside(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    folder.ancestors().filter(|ancestor| ancestor.is_symlink()).filter_map(|link| {
+        let target = fs::canonicalize(link).ok()?;
+        target.parent().filter(|beside| beside.parent().is_some()).map(Path::to_owned)
+    })
+}
+
 /// The folder of a file; `.` for a bare name.
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -198,24 +207,28 @@ fn parent(path: &Path) -> &Path {
 
 /// Which folders are to be opened: those wanted, and for one that is not there the nearest above
 /// it that is, because it may come later, and startup waits for its files. None that lies in
-/// another.
+/// another. And those that are opened for no other reason than such a folder, each with it.
 fn opened(wanted: &BTreeSet<PathBuf>) -> (Vec<PathBuf>, Vec<(PathBuf, PathBuf)>) {
-    let mut found = BTreeSet::new();
-    let mut wider = Vec::new();
+    let (mut found, mut instead) = (BTreeSet::new(), Vec::new());
     for folder in wanted {
         let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
-        let Some((nearest, real)) =
-            absolute.ancestors().find_map(|a| Some((a, fs::canonicalize(a).ok()?)))
-        else {
-            continue;
-        };
-        if nearest != absolute {
-            wider.push((absolute.clone(), real.clone()));
+        let real = absolute.ancestors().find_map(|a| match fs::canonicalize(a) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            real => Some((a, real)),
+        });
+        match real {
+            Some((nearest, Ok(real))) if nearest == absolute => {
+                found.insert(real);
+            }
+            Some((_, Ok(real))) => instead.push((absolute.clone(), real)),
+            // Where even the look is refused there is nothing to be read.
+            Some((_, Err(_))) | None => {}
         }
-        found.insert(real);
     }
+    instead.retain(|(_, real)| !found.iter().any(|folder| real.starts_with(folder)));
+    found.extend(instead.iter().map(|(_, real)| real.clone()));
     let outermost = |folder: &&PathBuf| !folder.ancestors().skip(1).any(|a| found.contains(a));
-    (found.iter().filter(outermost).cloned().collect(), wider)
+    (found.iter().filter(outermost).cloned().collect(), instead)
 }
 
 #[cfg(test)]
@@ -224,7 +237,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn open(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<(PathBuf, PathBuf)>) {
-        opened(&paths.iter().flat_map(|path| folders_of(path)).collect())
+        opened(&paths.iter().flat_map(|path| of_file(path)).collect())
     }
 
     #[test]
@@ -253,6 +266,14 @@ mod tests {
         assert_eq!(folders, [root.join("a"), root.join("elsewhere")]);
         let (folders, _) = open(&[root.join("current/policy.yaml")]);
         assert_eq!(folders, [root.join("releases")]);
+        fs::create_dir(root.join("releases/42/tls")).unwrap();
+        let (folders, _) = open(&[root.join("current/tls/tls.crt")]);
+        assert_eq!(folders, [root.join("releases")], "a link farther up is swapped as well");
+        fs::create_dir_all(root.join("volume/..1")).unwrap();
+        symlink("..1", root.join("volume/..data")).unwrap();
+        symlink(root.join("volume/..data/ca.crt"), root.join("a/ca.crt")).unwrap();
+        let (folders, _) = open(&[root.join("a/ca.crt")]);
+        assert_eq!(folders, [root.join("a"), root.join("volume")], "of another volume");
         symlink("loop", root.join("loop")).unwrap();
         assert_eq!(open(&[root.join("loop")]).0, [root], "a loop ends");
     }
@@ -265,6 +286,32 @@ mod tests {
         let (folders, wider) = open(&[late.join("tls.crt")]);
         assert_eq!(folders, std::slice::from_ref(&root));
         assert_eq!(wider, [(late, root)]);
+    }
+
+    #[test]
+    fn a_folder_of_bundles_opens_itself_and_where_its_links_lead() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        for folder in ["bundles", "elsewhere"] {
+            fs::create_dir(root.join(folder)).unwrap();
+        }
+        symlink("../elsewhere/partner.pem", root.join("bundles/partner.pem")).unwrap();
+        let bundles = root.join("bundles");
+        let (folders, wider) = opened(&of_folder(&bundles).into_iter().collect());
+        assert_eq!((folders, wider), (vec![bundles, root.join("elsewhere")], vec![]));
+        let late = root.join("late");
+        let (folders, wider) = opened(&of_folder(&late).into_iter().collect());
+        assert_eq!(folders, std::slice::from_ref(&root));
+        assert_eq!(wider, [(late, root)], "and it is told");
+    }
+
+    #[test]
+    fn what_is_opened_anyway_is_not_opened_instead() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        symlink("..gone", root.join("..data")).unwrap();
+        symlink("..data/tls.crt", root.join("tls.crt")).unwrap();
+        assert_eq!(open(&[root.join("tls.crt")]), (vec![root], vec![]));
     }
 
     #[test]

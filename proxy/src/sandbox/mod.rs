@@ -128,10 +128,18 @@ impl Sandbox {
             seccomp = self.calls,
             "sandboxed"
         );
-        for missing in &self.missing {
-            tracing::warn!("not all of the sandbox can be had: {missing}");
+        if !self.missing.is_empty() {
+            let missing: Vec<_> = self.missing.iter().map(ToString::to_string).collect();
+            tracing::warn!("not all of the sandbox can be had: {}", missing.join("; "));
         }
-        for (wanted, opened) in self.files.iter().flat_map(files::Domain::wider) {
+        let Some(files) = &self.files else { return };
+        if files.is_all_readable() {
+            tracing::warn!(
+                "a file of the configuration lies in / itself, so every file stays readable: give \
+                 it a folder of its own"
+            );
+        }
+        for (wanted, opened) in files.wider() {
             tracing::warn!(
                 missing = %wanted.display(), readable = %opened.display(),
                 "a folder is not there yet, so all of the one above it stays readable: mount the \

@@ -34,8 +34,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use pillion_testbed::labels::{CLIENT, SERVER, STRANGER, port};
 use pillion_testbed::{
-    Came, Context, Failure, Intruder, MeshOptions, Pair, Pod, Process, Sidecar, http_get, policy,
-    run, wait_until,
+    Came, Context, Failure, Intruder, LogLine, MeshOptions, Pair, Pod, Process, Sidecar, http_get,
+    policy, run, wait_until,
 };
 use serde_json::Value;
 
@@ -202,6 +202,9 @@ impl Tries<'_> {
         use libc::{SOCK_DGRAM, SOCK_RAW, SOCK_STREAM};
         self.socket("packet socket", [AF_PACKET, SOCK_RAW, 0])?;
         self.socket("raw socket", [AF_INET, SOCK_RAW, libc::IPPROTO_ICMP])?;
+        self.socket("SCTP socket", [AF_INET, SOCK_STREAM, libc::IPPROTO_SCTP])?;
+        self.socket("MPTCP socket", [AF_INET, SOCK_STREAM, libc::IPPROTO_MPTCP])?;
+        self.socket("UDP-Lite socket", [AF_INET, SOCK_DGRAM, libc::IPPROTO_UDPLITE])?;
         self.socket("datagrams between processes", [AF_UNIX, SOCK_DGRAM, 0])?;
         self.socket("netfilter", [AF_NETLINK, SOCK_RAW, libc::NETLINK_NETFILTER])?;
         self.socket("vsock", [AF_VSOCK, SOCK_STREAM, 0])?;
@@ -272,6 +275,9 @@ const REFUSED: &[(&str, Errno)] = &[
     ("write a file", Errno::ENOSYS),
     ("packet socket", Errno::ENOSYS),
     ("raw socket", Errno::ENOSYS),
+    ("SCTP socket", Errno::ENOSYS),
+    ("MPTCP socket", Errno::ENOSYS),
+    ("UDP-Lite socket", Errno::ENOSYS),
     ("datagrams between processes", Errno::ENOSYS),
     ("netfilter", Errno::ENOSYS),
     ("vsock", Errno::ENOSYS),
@@ -474,8 +480,9 @@ fn a_folder_that_is_replaced_is_refused_with_its_cure_and_the_last_good_stays() 
         fs::rename(&folder, pair.server.path("policy-before"))?;
         fs::create_dir(&folder)?;
         pair.callee.set_policy(&policy::serve(&[]))?;
-        let said = pair.callee.wait_message("the policy can't be used")?;
-        assert!(said.iter().any(|line| line.text("message").contains("replaced")), "{said:?}");
+        let said = pair.callee.wait_message("replaced")?;
+        let refused = |line: &LogLine| line.text("message").contains("the policy can't be used");
+        assert!(said.iter().any(refused), "{said:?}");
         pair.exchange(&listener)?;
         assert!(pair.callee.process().ended()?.is_none());
         Ok(())
