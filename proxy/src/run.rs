@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -93,11 +93,12 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         access_log: AccessLog::new(config.access_log, log.writer()),
         published: Published::default(),
         open: AtomicUsize::new(0),
+        first_open: Notify::new(),
         loads: (0..config.workers).map(|_| AtomicUsize::new(0)).collect(),
         max_connections: max_connections(&config)?,
         may_busy_poll: AtomicBool::new(true),
         most_large_buffers: most_large_buffers(config.workers),
-        memory_is_short: AtomicBool::new(false),
+        memory_room: AtomicUsize::new(usize::MAX),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
         source_ports: source_ports(&config),

@@ -1,4 +1,4 @@
-//! Watches how much memory is left of what the cgroup grants: near the limit no new connection is
+//! Watches how much memory is left of what the cgroup grants: near the limit no connection more is
 //! taken, so that the out-of-memory killer does not come for all that are open.
 
 use std::fs;
@@ -7,27 +7,30 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::buffers::{LARGE, MAX_LARGE};
 use crate::live::Shared;
 
-/// How often it is looked: while no connection is open, while some are, and while more than half of
-/// the limit is used. A crowd takes some MiB in a tenth of a second.
-const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
+/// How often it is looked: at most, by how much of the limit is used, and at least while nothing is
+/// open. A crowd takes some MiB in a tenth of a second.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-const LOOK_EVERY_NEAR: Duration = Duration::from_millis(5);
-const NEAR: u64 = 50;
+const LOOK_EVERY_FROM: [(u64, Duration); 2] =
+    [(75, Duration::from_millis(10)), (50, Duration::from_millis(50))];
+const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
 
 /// The part of the limit that the large buffers of all workers may take together.
 const LARGE_PART: u64 = 8;
 
-/// From this part of the limit on, in percent, new connections are reset; and again taken when it
-/// has been below the other.
+/// From this part of the limit on, in percent, there are to be no more connections than are open
+/// then; and again any number when less than the other is used.
 const SHORT_FROM: u64 = 85;
 const ENOUGH_BELOW: u64 = 80;
 
-/// New connections are reset for so long at least, so that the log has a line a second at most.
+/// What more has to be used, in percent of the limit, for that number to be counted anew.
+const STEP: u64 = 1;
+
+/// It is so for this long at least, so that the log has a line a second at most.
 const HOLD: Duration = Duration::from_secs(1);
 
 /// What a limit of cgroup v1 says when there is none: the largest number of whole pages.
@@ -36,42 +39,74 @@ const NO_LIMIT: u64 = 1 << 60;
 /// Looks for ever. Without a limit, or files that tell one, memory is never short.
 pub async fn watch_memory(shared: Arc<Shared>) {
     let groups = own_groups();
-    let mut short_since: Option<Instant> = None;
+    let mut shortage: Option<Shortage> = None;
     let mut percent = 0;
     loop {
-        let idle = shared.open_connections() == 0;
-        let pause = match percent {
-            NEAR.. if !idle || short_since.is_some() => LOOK_EVERY_NEAR,
-            _ if idle => LOOK_EVERY_IDLE,
-            _ => LOOK_EVERY,
-        };
-        tokio::time::sleep(pause).await;
-        let tightest = groups.iter().filter_map(Group::usage).max_by_key(Usage::percent);
-        percent = tightest.as_ref().map_or(0, Usage::percent);
-        let (used, limit) = tightest.map_or((0, 0), |usage| (usage.used, usage.limit));
-        match short_since {
+        if shared.open_connections() == 0 {
+            // What is used changes little until somebody comes.
+            let _ = timeout(LOOK_EVERY_IDLE, shared.first_open.notified()).await;
+        }
+        let zone = LOOK_EVERY_FROM.iter().find(|(from, _)| percent >= *from);
+        tokio::time::sleep(zone.map_or(LOOK_EVERY, |(_, pause)| *pause)).await;
+        let usage = groups.iter().find_map(Group::usage).unwrap_or(Usage { used: 0, limit: 1 });
+        percent = usage.percent();
+        let open = shared.open_connections();
+        match &mut shortage {
             None if percent >= SHORT_FROM => {
-                short_since = Some(Instant::now());
+                let begun = Shortage::begin(&usage, open);
                 tracing::warn!(
-                    used,
-                    limit,
-                    "memory is short: new connections are reset until less is used; \
-                     raise the container's memory limit"
+                    used = usage.used,
+                    limit = usage.limit,
+                    open,
+                    "memory is short: new connections are reset while as many as now are open, \
+                     until less is used; raise the container's memory limit"
+                );
+                shortage = Some(begun);
+            }
+            None => {}
+            Some(it) if percent < ENOUGH_BELOW && it.since.elapsed() >= HOLD => {
+                shortage = None;
+                tracing::info!(
+                    used = usage.used,
+                    limit = usage.limit,
+                    "memory is enough again: connections are served"
                 );
             }
-            Some(since) if percent < ENOUGH_BELOW && since.elapsed() >= HOLD => {
-                short_since = None;
-                tracing::info!(used, limit, "memory is enough again: connections are served");
-            }
-            _ => {}
+            Some(it) => it.go_on(&usage, open),
         }
-        shared.memory_is_short.store(short_since.is_some(), Ordering::Relaxed);
+        let room = shortage.as_ref().map_or(usize::MAX, |it| it.room);
+        shared.memory_room.store(room, Ordering::Relaxed);
+    }
+}
+
+/// A time in which memory is short. The heap seldom shrinks: what an ended connection had serves
+/// the next one, so as many as filled it may be open again, whatever the kernel counts.
+#[derive(Debug)]
+struct Shortage {
+    since: Instant,
+    /// The most that was used, in bytes.
+    peak: u64,
+    /// How many connections were open then, and one at least.
+    room: usize,
+}
+
+impl Shortage {
+    fn begin(usage: &Usage, open: usize) -> Self {
+        Self { since: Instant::now(), peak: usage.used, room: open.max(1) }
+    }
+
+    /// Those that are open may grow; then there is room for fewer.
+    fn go_on(&mut self, usage: &Usage, open: usize) {
+        if usage.used.saturating_sub(self.peak) >= usage.limit / 100 * STEP {
+            self.peak = usage.used;
+            self.room = open.clamp(1, self.room);
+        }
     }
 }
 
 /// How many large buffers each of so many workers may lend at once, by the limit of now.
 pub fn most_large_buffers(workers: usize) -> usize {
-    let limit = own_groups().iter().filter_map(Group::usage).map(|usage| usage.limit).min();
+    let limit = own_groups().iter().find_map(Group::usage).map(|usage| usage.limit);
     large_within(limit, workers)
 }
 
@@ -81,7 +116,8 @@ fn large_within(limit: Option<u64>, workers: usize) -> usize {
     bytes.checked_div(LARGE.saturating_mul(workers)).unwrap_or(0).clamp(1, MAX_LARGE)
 }
 
-/// The files that tell it, for our group and those above it: not all need be there.
+/// The files that tell it, for our group and those above it: the innermost that has a limit counts,
+/// and not all need be there.
 pub fn memory_files() -> Vec<PathBuf> {
     let files = |group: &Group| {
         let Names { limit, used, .. } = *group.names;
@@ -216,6 +252,22 @@ mod tests {
         assert_eq!(large_within(Some(64 << 20), 2), 15, "of 256 KiB and their records' frames");
         assert_eq!(large_within(Some(1 << 20), 2), 1);
         assert_eq!(large_within(Some(u64::MAX), 1), MAX_LARGE);
+    }
+
+    #[tokio::test]
+    async fn as_many_as_filled_the_memory_may_be_open_again() {
+        let usage = |used| Usage { used, limit: 1000 };
+        let mut shortage = Shortage::begin(&usage(850), 40);
+        // The heap keeps what ended connections had.
+        shortage.go_on(&usage(859), 7);
+        assert_eq!((shortage.room, shortage.peak), (40, 850));
+        shortage.go_on(&usage(860), 30);
+        assert_eq!((shortage.room, shortage.peak), (30, 860), "30 have grown to more than 40 had");
+        shortage.go_on(&usage(900), 35);
+        assert_eq!(shortage.room, 30, "it never grows");
+        shortage.go_on(&usage(950), 0);
+        assert_eq!(shortage.room, 1, "it is not for connections that it has grown");
+        assert_eq!(Shortage::begin(&usage(990), 0).room, 1);
     }
 
     #[test]

@@ -55,9 +55,15 @@ pub(super) async fn serve(
                 return guard.end(reason);
             }
         }
+        let is_further = guard.is_none();
         let stream = guard.take().unwrap_or_else(|| begin(lane, source, dst, &client));
         drop(held);
-        let reason = serve_stream(lane, &stream.conn, &mut wire, &mut client, dst).await;
+        let reason = if is_further && lane.shared.is_short_of_memory() {
+            // The first was let in when it was accepted.
+            CloseReason::MemoryLimit
+        } else {
+            serve_stream(lane, &stream.conn, &mut wire, &mut client, dst).await
+        };
         // A RESET behind our FIN could meet the client's next OPEN on the way.
         if reason != CloseReason::Closed && !Box::pin(relay::hear_out(&mut wire)).await {
             wire.abort(reason.to_peer());

@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use pillion_certs::generation::{OwnState, TlsGeneration};
 use pillion_policy::{HostTable, Policy, Shadow};
 use rustls::pki_types::UnixTime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::config::Config;
 use crate::net::SourcePorts;
@@ -153,6 +153,8 @@ pub struct Shared {
     pub published: Published,
     /// Connections open now, on all workers.
     pub open: AtomicUsize,
+    /// Told when there is one again after there was none.
+    pub first_open: Notify,
     /// The same by worker.
     pub loads: Vec<AtomicUsize>,
     /// The most that may be open.
@@ -161,8 +163,9 @@ pub struct Shared {
     pub may_busy_poll: AtomicBool,
     /// Large buffers that a worker lends at once.
     pub most_large_buffers: usize,
-    /// Whether the cgroup's memory is about to run out: then no new connection is taken.
-    pub memory_is_short: AtomicBool,
+    /// How many connections the cgroup's memory has room for: while it is about to run out as many
+    /// as there were then, and else any number.
+    pub memory_room: AtomicUsize,
     /// Keeps errors of accept(2) to one line a second.
     pub log_limiter: LogLimiter,
     /// Our own connections that are being made.
@@ -177,6 +180,11 @@ impl Shared {
     /// How many connections are open now.
     pub fn open_connections(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are more connections open than memory has room for.
+    pub fn is_short_of_memory(&self) -> bool {
+        self.open_connections() > self.memory_room.load(Ordering::Relaxed)
     }
 
     /// The worker that should take a connection which worker `me` has accepted, if that

@@ -44,7 +44,9 @@ impl Registry {
         self.next_id.set(id.wrapping_add(1));
         let metrics = &self.shared.metrics;
         metrics.connection_opened(direction);
-        self.shared.open.fetch_add(1, Ordering::Relaxed);
+        if self.shared.open.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.shared.first_open.notify_one();
+        }
         if let Some(load) = self.shared.loads.get(self.worker) {
             load.fetch_add(1, Ordering::Relaxed);
         }
@@ -139,15 +141,16 @@ impl Registry {
         self.conns.borrow_mut().remove(&conn.id);
         conn.flush_bytes();
         let shared = &self.shared;
-        shared.open.fetch_sub(1, Ordering::Relaxed);
-        if let Some(load) = shared.loads.get(self.worker) {
-            load.fetch_sub(1, Ordering::Relaxed);
-        }
-        shared.metrics.connection_closed(conn.direction, reason);
+        // Whoever sees that it is open no more finds its line, and then its place in the counters.
+        conn.with_record(reason, |record| shared.access_log.write(record));
         if reason == CloseReason::Panic {
             shared.metrics.panics.inc();
         }
-        conn.with_record(reason, |record| shared.access_log.write(record));
+        shared.metrics.connection_closed(conn.direction, reason);
+        if let Some(load) = shared.loads.get(self.worker) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+        shared.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

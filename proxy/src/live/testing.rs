@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::config::Config;
 use crate::net::SourcePorts;
@@ -23,11 +23,12 @@ pub(crate) fn shared(env: &[(&str, &str)]) -> Arc<Shared> {
         access_log: AccessLog::new(config.access_log, writer),
         published: Published::default(),
         open: AtomicUsize::new(0),
+        first_open: Notify::new(),
         loads: vec![AtomicUsize::new(0), AtomicUsize::new(0)],
         max_connections: 1,
         may_busy_poll: AtomicBool::new(false),
         most_large_buffers: 1,
-        memory_is_short: AtomicBool::new(false),
+        memory_room: AtomicUsize::new(usize::MAX),
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
         source_ports: SourcePorts::new(None, &(32_768..=60_999)),

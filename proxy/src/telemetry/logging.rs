@@ -2,6 +2,7 @@
 //! than blocks. A reader that has stopped reading must not stop a worker.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 /// Lines that may wait for a slow reader.
 const QUEUE_LINES: usize = 8192;
 
-/// Keeps the writer thread alive; dropping it flushes what is queued, for 2 s at most.
+/// Keeps the writer thread alive; dropping it flushes what is queued, for about a second at most,
+/// which is the library's own limit.
 #[derive(Debug)]
 pub struct LogHandle {
     writer: NonBlocking,
@@ -23,7 +25,7 @@ pub struct LogHandle {
     _flush: Flush,
 }
 
-/// How long the end of the process waits for a reader of the log.
+/// How long the end of the process waits for that, whatever the library does.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// The library's own guard waits for ever on a reader who has stopped: it tells of it on the very
@@ -33,10 +35,11 @@ struct Flush(Option<WorkerGuard>);
 
 impl Drop for Flush {
     fn drop(&mut self) {
-        let guard = self.0.take();
+        // Dropped by that thread or not at all: without one, lines are lost, and the end is not.
+        let guard = ManuallyDrop::new(self.0.take());
         let (done, flushed) = mpsc::channel();
         let flush = move || {
-            drop(guard);
+            drop(ManuallyDrop::into_inner(guard));
             // Nobody waits any more when it has taken too long.
             let _ = done.send(());
         };

@@ -238,8 +238,8 @@ impl Metrics {
 
     /// A connection ended.
     pub fn connection_closed(&self, direction: Direction, reason: CloseReason) {
-        self.open.with_label_values(&[direction.label()]).dec();
         self.closed.with_label_values(&[direction.label(), reason.label()]).inc();
+        self.open.with_label_values(&[direction.label()]).dec();
     }
 
     /// The byte counters of a direction.

@@ -90,7 +90,7 @@ reasons! {
     NoPolicy = "no_policy",
     /// `PILLION_MAX_CONNECTIONS` was reached.
     ConnectionLimit = "connection_limit",
-    /// The container's memory was about to run out.
+    /// 85 % of the container's memory limit was used, and as many connections were open as then: raise the limit.
     MemoryLimit = "memory_limit",
     /// The proxy was told to stop, and the drain deadline passed.
     Shutdown = "shutdown",

@@ -223,7 +223,7 @@ fn open(lane: &Rc<Lane>, direction: Direction, stream: TcpStream, client: Client
             return guard.end(CloseReason::ConnectionLimit);
         }
     }
-    if lane.shared.memory_is_short.load(Ordering::Relaxed) {
+    if lane.shared.is_short_of_memory() {
         lane.tunnels.close_all();
         return guard.end(CloseReason::MemoryLimit);
     }
