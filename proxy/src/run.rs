@@ -123,7 +123,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         let resolver = Resolver::new(share(), inboxes.clone(), tell(), resolve_requests);
         let reload = Reload::new(share(), inboxes.clone(), tell());
         tokio::spawn(watch_throttling(Arc::clone(&shared)));
-        tokio::spawn(watch_memory(Arc::clone(&shared)));
+        tokio::spawn(watch_memory(Arc::clone(&shared), inboxes.clone()));
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(), "started");
         // The reloads and the resolver do not end before the signal comes.
         let result = tokio::select! {

@@ -12,6 +12,8 @@ use tokio::time::{Instant, timeout};
 use crate::buffers::{LARGE, MAX_LARGE};
 use crate::live::Shared;
 
+use super::Workers;
+
 /// How often it is looked: at most, by how much of the limit is used, and at least while nothing is
 /// open. A crowd takes some MiB in a tenth of a second.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -37,7 +39,7 @@ const HOLD: Duration = Duration::from_secs(1);
 const NO_LIMIT: u64 = 1 << 60;
 
 /// Looks for ever. Without a limit, or files that tell one, memory is never short.
-pub async fn watch_memory(shared: Arc<Shared>) {
+pub async fn watch_memory(shared: Arc<Shared>, workers: Workers) {
     let groups = own_groups();
     let mut shortage: Option<Shortage> = None;
     let mut percent = 0;
@@ -72,7 +74,14 @@ pub async fn watch_memory(shared: Arc<Shared>) {
                     "memory is enough again: connections are served"
                 );
             }
-            Some(it) => it.go_on(&usage, open),
+            Some(it) => {
+                let has_grown = it.go_on(&usage, open);
+                if has_grown {
+                    // A handshake takes more with each message, and who makes thousands of them
+                    // has not said who he is.
+                    workers.shed_handshakes();
+                }
+            }
         }
         let room = shortage.as_ref().map_or(usize::MAX, |it| it.room);
         shared.memory_room.store(room, Ordering::Relaxed);
@@ -95,12 +104,14 @@ impl Shortage {
         Self { since: Instant::now(), peak: usage.used, room: open.max(1) }
     }
 
-    /// Those that are open may grow; then there is room for fewer.
-    fn go_on(&mut self, usage: &Usage, open: usize) {
-        if usage.used.saturating_sub(self.peak) >= usage.limit / 100 * STEP {
+    /// Those that are open may grow; then there is room for fewer, and it is told.
+    fn go_on(&mut self, usage: &Usage, open: usize) -> bool {
+        let has_grown = usage.used.saturating_sub(self.peak) >= usage.limit / 100 * STEP;
+        if has_grown {
             self.peak = usage.used;
             self.room = open.clamp(1, self.room);
         }
+        has_grown
     }
 }
 
@@ -259,9 +270,9 @@ mod tests {
         let usage = |used| Usage { used, limit: 1000 };
         let mut shortage = Shortage::begin(&usage(850), 40);
         // The heap keeps what ended connections had.
-        shortage.go_on(&usage(859), 7);
+        assert!(!shortage.go_on(&usage(859), 7));
         assert_eq!((shortage.room, shortage.peak), (40, 850));
-        shortage.go_on(&usage(860), 30);
+        assert!(shortage.go_on(&usage(860), 30));
         assert_eq!((shortage.room, shortage.peak), (30, 860), "30 have grown to more than 40 had");
         shortage.go_on(&usage(900), 35);
         assert_eq!(shortage.room, 30, "it never grows");

@@ -44,6 +44,11 @@ impl Workers {
         self.tell(|| Command::Retire);
     }
 
+    /// Has every worker end the older half of its handshakes.
+    pub fn shed_handshakes(&self) {
+        self.tell(|| Command::ShedHandshakes);
+    }
+
     fn tell(&self, command: impl Fn() -> Command) {
         for worker in &self.0 {
             // A worker that has gone has no connections either.

@@ -63,11 +63,24 @@ impl Registry {
         if handshakes.len() >= self.shared.config.max_pending_handshakes
             && let Some(oldest) = handshakes.pop_front()
         {
-            self.shared.metrics.handshake(oldest.direction, "shed");
-            oldest.stop(CloseReason::HandshakeShed);
+            self.shed(&oldest);
         }
         handshakes.push_back(Rc::clone(conn));
         HandshakeSlot { registry: Rc::clone(self), conn: Rc::clone(conn) }
+    }
+
+    /// Stops the older half of those that are in a handshake; of one, none.
+    pub fn shed_handshakes(&self) {
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            let mut handshakes = self.handshakes(direction).borrow_mut();
+            let half = handshakes.len() / 2;
+            handshakes.drain(..half).for_each(|oldest| self.shed(&oldest));
+        }
+    }
+
+    fn shed(&self, conn: &Conn) {
+        self.shared.metrics.handshake(conn.direction, "shed");
+        conn.stop(CloseReason::HandshakeShed);
     }
 
     fn handshakes(&self, direction: Direction) -> &RefCell<VecDeque<Rc<Conn>>> {
@@ -224,6 +237,26 @@ mod tests {
         ] {
             assert_eq!(place(mine, other), placed, "{mine} and {other}");
         }
+    }
+
+    #[tokio::test]
+    async fn of_handshakes_the_older_half_is_shed_in_either_direction() {
+        let shared = shared(&[]);
+        let registry = Registry::new(Arc::clone(&shared), 0);
+        let source = ClientAddr("10.0.0.1:1".parse().unwrap());
+        let guards: Vec<_> = [Direction::Inbound; 5]
+            .into_iter()
+            .chain([Direction::Outbound; 2])
+            .map(|direction| registry.register(direction, source))
+            .collect();
+        let slots: Vec<_> = guards.iter().map(|it| registry.begin_handshake(&it.conn)).collect();
+        registry.shed_handshakes();
+        let stopped: Vec<_> = guards.iter().map(|it| it.conn.stop_reason().is_some()).collect();
+        assert_eq!(stopped, [true, true, false, false, false, true, false]);
+        drop(slots);
+        registry.shed_handshakes();
+        let stopped = guards.iter().filter(|it| it.conn.stop_reason().is_some()).count();
+        assert_eq!(stopped, 3, "who is done is not touched");
     }
 
     #[tokio::test]

@@ -63,7 +63,7 @@ reasons! {
     HandshakeFailed = "handshake_failed",
     /// The TLS handshake was not done within `PILLION_HANDSHAKE_TIMEOUT`.
     HandshakeTimeout = "handshake_timeout",
-    /// Too many handshakes were under way, and this was the oldest.
+    /// Too many handshakes were under way, or memory ran out by them, and this was one of the oldest.
     HandshakeShed = "handshake_shed",
     /// The first bytes on a permissive port did not come within `PILLION_DETECT_TIMEOUT`.
     DetectTimeout = "detect_timeout",

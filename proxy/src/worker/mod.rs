@@ -38,6 +38,8 @@ pub enum Command {
     Renew,
     /// The proxy will stop: idle tunnels are given up, and none is kept from here on.
     Retire,
+    /// Memory runs out: the older half of the handshakes under way end.
+    ShedHandshakes,
     /// Tell about the open connections.
     Connections(oneshot::Sender<Vec<Value>>),
     /// Accept no more, reset everything that is open, answer, and end.
@@ -140,6 +142,7 @@ async fn work(
                     lane.retire_tunnels(false);
                 }
                 Some(Command::Retire) => lane.retire_tunnels(true),
+                Some(Command::ShedHandshakes) => registry.shed_handshakes(),
                 Some(Command::Connections(reply)) => {
                     // The asker may have gone; nobody else wants the answer.
                     let _ = reply.send(registry.to_json());
