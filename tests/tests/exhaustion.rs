@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, port, reason};
+use pillion_testbed::pace::{Times, paced};
 use pillion_testbed::stream::{End, Outcome, ask, pass, read_exactly, read_to_end};
 use pillion_testbed::{
     Context, Failure, LogLine, MemoryGroup, MeshOptions, Pair, Pod, Sidecar, accept, complete,
@@ -33,10 +34,7 @@ fn ended(
     count: usize,
     detail: impl Fn(&str) -> bool,
 ) -> Result<(), Failure> {
-    let labels = [("direction", way), ("reason", why)];
-    sidecar.wait_metric(metric::CLOSED, &labels, count as f64)?;
-    let lines = sidecar.wait_logs(why, count, |line| line.is(way, why))?;
-    assert_eq!(lines.len(), count, "one line each: {lines:?}");
+    let lines = sidecar.wait_ended(way, why, count)?;
     assert!(lines.iter().all(|line| detail(&line.text(field::DETAIL))), "{lines:?}");
     Ok(())
 }
@@ -85,7 +83,11 @@ fn without_a_local_port_one_client_is_reset_and_no_other() {
         }
         let mut asking = connect_from(&client, 52_000, other.local_addr()?)?;
         pass(&mut asking, &mut accept(&other)?, b"elsewhere")?;
-        drop(open.pop());
+        if let Some((mut asking, answering)) = open.pop() {
+            // Whoever closes first keeps its port for a while (TIME-WAIT): not the proxy.
+            drop(answering);
+            assert_eq!(read_to_end(&mut asking)?, (Vec::new(), End::Fin));
+        }
         caller.wait_metric(metric::OPEN, &[], PORTS as f64)?;
         let mut asking = connect_from(&client, 52_001, to)?;
         pass(&mut asking, &mut accept(&app)?, b"a port is back")
@@ -173,6 +175,11 @@ fn a_refused_and_an_unreachable_server_are_told_at_once() {
             let failed = [("direction", direction::OUTBOUND), ("reason", why)];
             assert_eq!(caller.metric(metric::CONNECT_FAILURES, &failed)?, 3.0);
         }
+        // The log itself is not filled by servers that are down: a line each in the access log.
+        let said = caller.messages("")?;
+        let of_it = |line: &&LogLine| ["WARN", "ERROR"].contains(&&*line.text("level"));
+        let of_it: Vec<_> = said.iter().filter(of_it).collect();
+        assert!(of_it.is_empty(), "{of_it:?}");
         Ok(())
     });
 }
@@ -222,6 +229,7 @@ fn a_restarted_app_serves_all_who_come_back_at_once() {
         }
         let to = SocketAddr::new(pair.server.v4(), APP);
         let mut app = pair.server.listen(to)?;
+        let usual = one_by_one(&pair, &app)?;
         let mut open = open_all(&pair.client, &app, clients)?;
         println!("{clients} are connected");
         // All connections of the app's end with it.
@@ -239,20 +247,45 @@ fn a_restarted_app_serves_all_who_come_back_at_once() {
         println!("{clients} were back after {:?}", start.elapsed());
         let now = [self::overflows(&pair.client)?, self::overflows(&pair.server)?];
         assert_eq!(now, overflows, "no SYN was lost for want of room");
-        let labels = [("direction", direction::INBOUND)];
-        assert_eq!(pair.callee.metric(metric::OPENED, &labels)?, 2.0 * clients as f64);
-        // Each of the first ones ended by the app's reset, and has its line.
-        ended(&pair.callee, direction::INBOUND, reason::PEER_RESET, clients, |_| true)?;
-        let calm = wait_until("the usual time again", LIMIT, || {
-            let start = Instant::now();
-            pair.exchange(&app)?;
-            let took = start.elapsed();
-            Ok((took < Duration::from_secs(1)).then_some(took))
+        // What those take who come now, beside all who are back. On a machine that does other
+        // things, too, it is not to the millisecond what it was.
+        let (soon, noise) = bed
+            .settings()
+            .few_or((LIMIT, Duration::from_secs(1)), (Duration::from_secs(10), NOISE));
+        let most = 2 * usual.percentile(99).max(noise);
+        let mut served = usual.served();
+        let now = wait_until("the usual time again", soon, || {
+            let now = one_by_one(&pair, &app)?;
+            served += now.served();
+            Ok((now.percentile(99) <= most).then_some(now))
         })?;
-        println!("one more takes {calm:?}");
+        let after = start.elapsed();
+        println!("before: {usual}; {after:?} after the restart: {now}");
+        assert!(after <= soon, "{after:?}");
+        for (sidecar, way) in
+            [(&pair.caller, direction::OUTBOUND), (&pair.callee, direction::INBOUND)]
+        {
+            let opened = sidecar.metric(metric::OPENED, &[("direction", way)])?;
+            assert_eq!(opened, (2 * clients + served) as f64, "{way}: none was tried twice");
+            // Each of the first ones ended by the app's reset, and has its line.
+            ended(sidecar, way, reason::PEER_RESET, clients, |_| true)?;
+            ended(sidecar, way, reason::CLOSED, served, |_| true)?;
+        }
         drop(open);
         Ok(())
     });
+}
+
+/// Below this, a p99 is a matter of when the scheduler came by.
+const NOISE: Duration = Duration::from_millis(2);
+
+/// How long those take who come one after another, for a second.
+fn one_by_one(pair: &Pair, app: &TcpListener) -> Result<Times, Failure> {
+    let a_second = || {
+        let_pass(Duration::from_secs(1));
+        Ok(())
+    };
+    paced(&pair.client, app, 100, a_second).map(|((), times)| times)
 }
 
 /// Connects so many clients within a moment, and hears from each.
@@ -391,6 +424,9 @@ fn block(pattern: &[u8], from: usize) -> &[u8] {
     pattern.get(from % PERIOD..).and_then(|from| from.get(..BLOCK)).unwrap_or_default()
 }
 
+/// What one who does not read may take of the memory, in bytes: a record of TLS is 16 KiB.
+const STALLED: u64 = 32 << 10;
+
 /// A container with little memory, and clients who ask for much and do not read it. New ones are
 /// turned away before the out-of-memory killer comes, and the open ones live.
 #[test]
@@ -408,7 +444,8 @@ fn short_of_memory_new_connections_are_reset_and_open_ones_go_on() {
         let mut callee = server.mesh(bed, serve)?;
         let app = server.listen(SocketAddr::new(server.v4(), APP))?;
         let to = app.local_addr()?;
-        println!("{} of {cap} bytes before the first", group.used()?);
+        let at_first = group.used()?;
+        println!("{at_first} of {cap} bytes before the first");
         let mut asking = client.connect(to)?;
         let mut answering = accept(&app)?;
         pass(&mut asking, &mut answering, b"while there is room")?;
@@ -432,20 +469,19 @@ fn short_of_memory_new_connections_are_reset_and_open_ones_go_on() {
                 }
             }
         }
-        println!("{} are open with {} bytes used", open.len(), group.used()?);
+        let each = group.used()?.saturating_sub(at_first) / open.len().max(1) as u64;
+        println!("{} are open with {} bytes used, {each} each", open.len(), group.used()?);
+        // A large buffer, of 256 KiB, is lent to few of them.
+        assert!(each < STALLED, "{each} bytes for each who does not read");
         assert!(callee.process().ended()?.is_none(), "it lives");
         assert_eq!(group.killed()?, 0, "the killer did not come");
-        let before = callee.metric(metric::CLOSED, &shed)?;
-        assert!(before >= 1.0, "{} connections fit into the limit", open.len());
+        let before = callee.count(metric::CLOSED, &shed)?;
+        assert!(before > 0, "{} connections fit into the limit", open.len());
         for refused in 1..=3 {
             assert_eq!(ask(&client, to, b"one more")?, Outcome::Reset);
-            callee.wait_metric(metric::CLOSED, &shed, before + f64::from(refused))?;
+            callee.wait_metric(metric::CLOSED, &shed, (before + refused) as f64)?;
         }
-        let is = |line: &LogLine| line.is(direction::INBOUND, reason::MEMORY_LIMIT);
-        wait_until("a line for each", LIMIT, || {
-            let lines = callee.log_lines()?.iter().filter(|line| is(line)).count();
-            Ok((lines as f64 == before + 3.0).then_some(()))
-        })?;
+        ended(&callee, direction::INBOUND, reason::MEMORY_LIMIT, before + 3, |_| true)?;
         assert_eq!(callee.messages("memory is short")?.len(), 1, "said once");
         pass(&mut asking, &mut answering, b"the open ones go on")?;
         pass(&mut answering, &mut asking, b"both ways")?;
