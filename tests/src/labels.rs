@@ -104,6 +104,8 @@ pub mod reason {
     pub const CLOSED: &str = "closed";
     /// One side sent a RST.
     pub const PEER_RESET: &str = "peer_reset";
+    /// A peer does not answer any more.
+    pub const PEER_TIMEOUT: &str = "peer_timeout";
     /// FIN without `close_notify`.
     pub const TRUNCATED: &str = "truncated";
     /// A peer breaks a rule of the tunnel's protocol.
