@@ -65,12 +65,14 @@ impl<'a> Copy<'a> {
         self.state == State::Copying && matches!(self.flight, Flight::None)
     }
 
-    /// Ready once the reader has ended and the writer was told so.
+    /// Ready once the reader has ended and the writer was told so. After `was_reset` there is no
+    /// end, only what had come before.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut Leg,
         to: &Leg,
+        was_reset: bool,
     ) -> Poll<io::Result<()>> {
         let mut budget = Budget::new();
         while budget.lasts(cx) {
@@ -87,6 +89,9 @@ impl<'a> Copy<'a> {
             budget.spend(n);
             if n == 0 {
                 self.flight = Flight::None;
+                if was_reset {
+                    return Poll::Pending;
+                }
                 self.state = State::Ending;
             }
         }

@@ -305,8 +305,12 @@ struct Plain<'a, 'b> {
 
 impl Sides for Plain<'_, '_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> [Poll<io::Result<()>>; 2] {
-        let up = self.up.poll(cx, self.client, self.server);
-        let down = self.down.poll(cx, self.server, self.client);
+        let up = self.up.poll(cx, self.client, self.server, false);
+        // A write that meets a reset takes the socket's error with it: what a read finds behind it
+        // is 0, and no end. (Behind a FIN the error is EPIPE, and the end is one.)
+        let met_reset =
+            matches!(&up, Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::ConnectionReset);
+        let down = self.down.poll(cx, self.server, self.client, met_reset);
         [up, down]
     }
 

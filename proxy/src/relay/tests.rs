@@ -98,6 +98,26 @@ async fn an_answer_that_came_before_a_reset_is_passed_on() {
     assert_eq!(bench.down, 3);
 }
 
+/// A write meets the reset and takes the socket's error with it; what a read finds then is 0, and
+/// no end of the stream.
+#[tokio::test]
+async fn a_reset_that_a_write_meets_first_is_no_end_of_the_stream() {
+    let bench = run(HOUR, std::future::pending(), |mut client, mut server| async move {
+        server.write_all(b"a part").await.unwrap();
+        socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(server);
+        // Nothing has been waited for: the relay finds the reset and these bytes at once.
+        client.write_all(b"more to say").await.unwrap();
+        let mut came = Vec::new();
+        let e = client.read_to_end(&mut came).await.unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(came, b"a part");
+    })
+    .await;
+    assert_eq!(bench.ended.reason, CloseReason::PeerReset);
+    assert_eq!(bench.down, 6);
+}
+
 #[tokio::test]
 async fn a_reset_of_a_half_closed_peer_is_seen() {
     let bench = run(HOUR, std::future::pending(), |mut client, mut server| async move {
