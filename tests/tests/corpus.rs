@@ -1,6 +1,7 @@
 //! The corpus of SVIDs between pods: `openssl` presents each to a sidecar, as a client and as a
 //! server. What is good is served; of what is bad no byte and no connection reaches the app.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 
@@ -81,14 +82,36 @@ fn served(client: &Pod, app: &TcpListener, svid: &Svid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A refusal is in the log, with its label, as often as it was provoked.
-fn logged(sidecar: &Sidecar, way: &str, label: &str, count: usize) -> Result<(), Failure> {
-    let prefix = format!("{label}:");
-    let lines = sidecar.wait_logs(label, count, |line| {
-        line.is(way, reason::CERTIFICATE_REFUSED) && line.text(field::DETAIL).starts_with(&prefix)
-    })?;
-    assert_eq!(lines.len(), count, "{label}: one line a refusal");
+/// Each refusal is counted as one, and in the log with its label as often as it was provoked.
+fn logged(sidecar: &Sidecar, way: &str, refused: &BTreeMap<&str, usize>) -> Result<(), Failure> {
+    let all = refused.values().sum();
+    let details: Vec<String> = sidecar
+        .wait_ended(way, reason::CERTIFICATE_REFUSED, all)?
+        .iter()
+        .map(|line| line.text(field::DETAIL))
+        .collect();
+    for (label, count) in refused {
+        let prefix = format!("{label}:");
+        let of_it: Vec<_> = details.iter().filter(|it| it.starts_with(&prefix)).collect();
+        assert_eq!(of_it.len(), *count, "{label}: one line a refusal: {of_it:?}");
+        if DATED.contains(label) {
+            assert!(of_it.iter().all(|it| names_the_leaf(it)), "{of_it:?}");
+        }
+    }
+    println!("{all} refused");
     Ok(())
+}
+
+/// What has to do with a time, which is told.
+const DATED: [&str; 3] = [refusal::EXPIRED, "not_yet_valid", refusal::REVOKED];
+
+/// Whether it has a serial number, an identity and a date (RFC 3339).
+fn names_the_leaf(detail: &str) -> bool {
+    let date = detail.split(' ').any(|word| {
+        let parts: Vec<_> = word.split(['-', 'T']).take(3).map(str::parse::<u32>).collect();
+        parts.len() == 3 && parts.iter().all(Result::is_ok)
+    });
+    date && detail.contains("serial ") && detail.contains("identity spiffe://")
 }
 
 #[test]
@@ -100,7 +123,7 @@ fn each_client_of_the_corpus() {
         let callee = server.mesh(bed, options)?;
         let app = server.listen(SocketAddr::new(server.v4(), APP))?;
         let way = direction::INBOUND;
-        let mut refused: std::collections::BTreeMap<&str, usize> = Default::default();
+        let mut refused = BTreeMap::<&str, usize>::new();
         let nobody = (refusal::NO_CERTIFICATE, "no certificate", None);
         let all = corpus.presented.iter().map(|one| (&*one.label, &*one.name, Some(&one.svid)));
         for (label, name, svid) in all.chain([nobody]) {
@@ -118,15 +141,10 @@ fn each_client_of_the_corpus() {
             }
             counted(&callee, way, label, before, total)?;
         }
-        for (label, count) in &refused {
-            logged(&callee, way, label, *count)?;
+        for label in DATED {
+            assert!(refused.contains_key(label), "{label}: nothing of it in the corpus");
         }
-        println!(
-            "{} presented, {} refused",
-            corpus.presented.len() + 1,
-            refused.values().sum::<usize>()
-        );
-        Ok(())
+        logged(&callee, way, &refused)
     });
 }
 
@@ -150,6 +168,7 @@ fn each_server_of_the_corpus() {
         let (corpus, options) = judged_by(bed, anybody, CLIENT)?;
         let caller = client.mesh(bed, options)?;
         let way = direction::OUTBOUND;
+        let mut refused = BTreeMap::<&str, usize>::new();
         for (port, Presented { name, svid, label }) in (9000..).zip(&corpus.presented) {
             println!("{name}: {label}");
             let _serving = s_server(&server, port, svid)?;
@@ -168,9 +187,10 @@ fn each_server_of_the_corpus() {
                         && line.text(field::DETAIL).starts_with(&prefix)
                         && line.text(field::DESTINATION).ends_with(&to)
                 })?;
+                *refused.entry(label).or_default() += 1;
             }
             counted(&caller, way, label, before, total)?;
         }
-        Ok(())
+        logged(&caller, way, &refused)
     });
 }

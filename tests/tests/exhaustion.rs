@@ -223,13 +223,19 @@ fn a_restarted_app_serves_all_who_come_back_at_once() {
     run("thundering-herd", |bed| {
         let clients = bed.settings().few_or(400, 5000);
         more_descriptors()?;
-        let pair = Pair::new(bed)?;
-        for pod in [&pair.client, &pair.server] {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        for pod in [&client, &server] {
             pillion_testbed::load::recycle_ports(pod)?;
         }
+        // As many for the proxy as for the app: one of the app's that the proxy has just had would
+        // be refused.
+        set(&client, "ipv4/ip_local_port_range", "16000 39999")?;
+        let ports = [("PILLION_SOURCE_PORTS", "40000-65535")];
+        let pair = Pair::mesh(bed, client, server, &ports)?;
         let to = SocketAddr::new(pair.server.v4(), APP);
         let mut app = pair.server.listen(to)?;
-        let usual = one_by_one(&pair, &app)?;
+        // The first ones take what a process takes once.
+        let (first, usual) = (one_by_one(&pair, &app)?, one_by_one(&pair, &app)?);
         let mut open = open_all(&pair.client, &app, clients)?;
         println!("{clients} are connected");
         // All connections of the app's end with it.
@@ -253,7 +259,7 @@ fn a_restarted_app_serves_all_who_come_back_at_once() {
             .settings()
             .few_or((LIMIT, Duration::from_secs(1)), (Duration::from_secs(10), NOISE));
         let most = 2 * usual.percentile(99).max(noise);
-        let mut served = usual.served();
+        let mut served = first.served() + usual.served();
         let now = wait_until("the usual time again", soon, || {
             let now = one_by_one(&pair, &app)?;
             served += now.served();
@@ -435,7 +441,7 @@ fn short_of_memory_new_connections_are_reset_and_open_ones_go_on() {
         more_descriptors()?;
         let cap = bed.settings().few_or(16_u64 << 20, 64 << 20);
         let most = bed.settings().few_or(4000, 20_000);
-        let group = MemoryGroup::new(bed, cap)?;
+        let Some(group) = MemoryGroup::new(bed, cap)? else { return Ok(()) };
         let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
         // It is the proxy's memory that this is about, not the kernel's.
         set(&server, "ipv4/tcp_wmem", "4096 16384 131072")?;

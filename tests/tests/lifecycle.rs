@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use pillion_testbed::labels::{CLIENT, STRANGER, direction, metric, reason};
 use pillion_testbed::stream::{End, Outcome, ask, pass, read_to_end};
-use pillion_testbed::{Failure, Pair, accept, policy, run, untouched, wait_until};
+use pillion_testbed::{Failure, Pair, Sidecar, accept, policy, run, untouched, wait_until};
 
 const APP: u16 = 8080;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -34,8 +34,20 @@ fn sigterm_keeps_open_streams_and_ends_with_the_last() {
         // Long before the deadline of 60 s: the last connection's end is what it waits for.
         assert_eq!(pair.callee.process().wait(LIMIT)?, 0);
         assert_eq!(pair.caller.process().wait(LIMIT)?, 0);
+        // Their metrics have gone with them; the logs are there.
+        for (sidecar, way) in
+            [(&pair.caller, direction::OUTBOUND), (&pair.callee, direction::INBOUND)]
+        {
+            assert_eq!(lines_for(sidecar, way, reason::CLOSED)?, 1);
+            assert_eq!(sidecar.log_lines()?.len(), 1, "{way}: and no other");
+        }
         Ok(())
     });
+}
+
+/// Lines of the access log, of a proxy that has ended or is quiet.
+fn lines_for(sidecar: &Sidecar, way: &str, why: &str) -> Result<usize, Failure> {
+    Ok(sidecar.log_lines()?.iter().filter(|line| line.is(way, why)).count())
 }
 
 #[test]
@@ -52,12 +64,9 @@ fn sigterm_resets_what_is_left_at_the_deadline() {
         assert!(took >= Duration::from_millis(900), "it waited for the stream: {took:?}");
         assert_eq!(read_to_end(&mut server)?, (Vec::new(), End::Reset));
         assert_eq!(read_to_end(&mut client)?, (Vec::new(), End::Reset));
-        let lines = pair.callee.log_lines()?;
-        assert!(
-            lines.iter().any(|line| line.is(direction::INBOUND, reason::SHUTDOWN)),
-            "{lines:?}"
-        );
-        Ok(())
+        assert_eq!(lines_for(&pair.callee, direction::INBOUND, reason::SHUTDOWN)?, 1);
+        // The metrics of the one that has ended are gone; the other's tell the same.
+        pair.caller.wait_ended(direction::OUTBOUND, reason::PEER_RESET, 1).map(drop)
     });
 }
 
@@ -91,12 +100,11 @@ fn sigterm_with_many_streams_serves_on_and_a_second_one_ends_it() {
             assert_eq!(read_to_end(&mut server)?, (Vec::new(), End::Reset));
             assert_eq!(read_to_end(&mut client)?, (Vec::new(), End::Reset));
         }
-        let lines = pair.callee.log_lines()?;
-        let ended = |why| lines.iter().filter(|line| line.is(direction::INBOUND, why)).count();
-        assert_eq!((ended(reason::SHUTDOWN), ended(reason::CLOSED)), (STREAMS, 1));
+        let ended = |why| lines_for(&pair.callee, direction::INBOUND, why);
+        assert_eq!((ended(reason::SHUTDOWN)?, ended(reason::CLOSED)?), (STREAMS, 1));
         // The metrics of the one that has ended are gone; the other's tell the same.
-        let reset = [("direction", direction::OUTBOUND), ("reason", reason::PEER_RESET)];
-        pair.caller.wait_metric(metric::CLOSED, &reset, STREAMS as f64)
+        pair.caller.wait_ended(direction::OUTBOUND, reason::PEER_RESET, STREAMS)?;
+        pair.caller.wait_ended(direction::OUTBOUND, reason::CLOSED, 1).map(drop)
     });
 }
 
@@ -132,13 +140,14 @@ fn before_the_proxy_is_there_nothing_leaves_and_nothing_comes_in() {
         pair.exchange(&listener)?;
         let wire = capture.finish(&pair.server)?;
         assert!(!wire.contains(b"what is the answer?"), "TLS, and nothing else");
-        assert!(wire.flows(APP).count() > 0, "or this sees nothing");
+        let (tls, other) = wire.summary(APP);
+        assert!(tls > 0 && other == 0, "{tls} flows of TLS, {other} of anything else");
         for (sidecar, way) in
             [(&pair.caller, direction::OUTBOUND), (&pair.callee, direction::INBOUND)]
         {
             let opened = [("direction", way)];
             assert_eq!(sidecar.metric(metric::OPENED, &opened)?, 1.0, "{way}: none from before");
-            sidecar.wait_logs("the first", 1, |line| line.is(way, reason::CLOSED))?;
+            sidecar.wait_ended(way, reason::CLOSED, 1)?;
         }
         Ok(())
     });
@@ -151,8 +160,24 @@ fn sigterm_without_connections_ends_at_once() {
         let start = Instant::now();
         assert_eq!(pair.callee.stop(LIMIT)?, 0);
         assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-        Ok(())
+        // It has gone, and the rules have not.
+        let app = pair.listen(pair.server.v4(), APP)?;
+        assert!(ask(&pair.client, app.local_addr()?, b"anyone?")?.is_turned_away());
+        untouched(&app)?;
+        refused_once(&pair.caller)
     });
+}
+
+/// Of the connections of the client's, one has not ended well. Its sidecar, which lives, tells so:
+/// nobody listened for it any more, or a tunnel that was idle had gone.
+fn refused_once(caller: &Sidecar) -> Result<(), Failure> {
+    caller.wait_idle()?;
+    let mut reasons = caller.metrics()?.by(metric::CLOSED, "reason");
+    reasons.remove(reason::CLOSED);
+    let refused = [reason::CONNECT_REFUSED, reason::PEER_RESET];
+    let why = reasons.keys().find(|why| refused.contains(&why.as_str())).cloned();
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    caller.wait_ended(direction::OUTBOUND, &why.unwrap_or_default(), 1).map(drop)
 }
 
 #[test]
@@ -172,18 +197,36 @@ fn killed_it_fails_closed_and_serves_again_after_a_restart() {
         assert!(!wire.contains(SECRET), "no plaintext leaves");
         assert_eq!(wire.flows(APP).count(), 0, "nothing leaves for the app at all");
 
+        // A machine that does other things, too, starts it later.
+        let soon = bed.settings().few_or(LIMIT, Duration::from_secs(1));
         pair.caller.restart()?;
-        let (mut client, mut server) = pair.open(&listener)?;
-        pass(&mut client, &mut server, b"served again")?;
-        drop((client, server));
+        ready_after(&pair.caller, soon)?;
+        pair.exchange(&listener)?;
+        // It has begun anew: one connection is all that it knows of.
+        pair.caller.wait_ended(direction::OUTBOUND, reason::CLOSED, 1)?;
+        assert_eq!(pair.caller.metric(metric::OPENED, &[])?, 1.0);
 
         pair.callee.kill9()?;
         let outcome = ask(&pair.client, to, SECRET)?;
         assert!(outcome.is_turned_away(), "the server's side: {outcome:?}");
+        untouched(&listener)?;
+        refused_once(&pair.caller)?;
         pair.callee.restart()?;
-        let (mut client, mut server) = pair.open(&listener)?;
-        pass(&mut client, &mut server, b"served again")
+        ready_after(&pair.callee, soon)?;
+        pair.exchange(&listener)?;
+        pair.callee.wait_ended(direction::INBOUND, reason::CLOSED, 1)?;
+        assert_eq!(pair.callee.metric(metric::OPENED, &[])?, 1.0);
+        Ok(())
     });
+}
+
+/// It was ready so soon after its start, as it says itself.
+fn ready_after(sidecar: &Sidecar, soon: Duration) -> Result<(), Failure> {
+    let said = sidecar.wait_message("ready")?;
+    let after: Option<u64> = said.iter().find_map(|line| line.text("after_ms").parse().ok());
+    println!("ready after {after:?} ms");
+    assert!(after.is_some_and(|after| Duration::from_millis(after) < soon), "{said:?}");
+    Ok(())
 }
 
 #[test]
@@ -213,12 +256,9 @@ fn a_policy_that_denies_ends_open_connections_and_a_looser_one_touches_none() {
         assert_eq!(bytes, b"");
         // FIN at once, RST a second later; the change itself was seen before the clock started.
         assert!(took < Duration::from_secs(2), "ended only after {took:?}");
-        let labels = [("direction", direction::INBOUND), ("reason", reason::POLICY_CHANGED)];
         drop((client, server));
-        pair.callee.wait_metric(metric::CLOSED, &labels, 1.0)?;
-        pair.callee.wait_logs("the ended connection", 1, |line| {
-            line.is(direction::INBOUND, reason::POLICY_CHANGED) && line.mentions(CLIENT)
-        })?;
+        let lines = pair.callee.wait_ended(direction::INBOUND, reason::POLICY_CHANGED, 1)?;
+        assert!(lines.iter().all(|line| line.mentions(CLIENT)), "{lines:?}");
         let outcome = ask(&pair.client, listener.local_addr()?, b"again")?;
         assert!(outcome.is_turned_away(), "{outcome:?}");
         Ok(())
@@ -233,6 +273,7 @@ fn a_broken_policy_changes_nothing() {
         let (mut client, mut server) = pair.open(&listener)?;
         pair.callee.set_policy("inbound: {mtls: perhaps}\n")?;
         pair.callee.wait_metric(metric::POLICY_LOADED, &[], 0.0)?;
+        assert_eq!(pair.callee.wait_message("the policy can't be used")?.len(), 1, "told once");
         pass(&mut client, &mut server, b"the open one stays")?;
         let (mut client, mut server) = pair.open(&listener)?;
         pass(&mut client, &mut server, b"new ones are served")?;
@@ -268,9 +309,11 @@ fn certificates_are_replaced_under_traffic() {
             }
             pass(&mut long_client, &mut long_server, b"the long stream goes on")?;
         }
+        let loads = usize::from(ROUNDS) + 1;
         for sidecar in [&pair.caller, &pair.callee] {
             let results = sidecar.metrics()?.by(metric::CERTIFICATE_RELOADS, "result");
-            assert_eq!(results.keys().collect::<Vec<_>>(), ["ok"], "{results:?}");
+            assert!(results.iter().eq([(&"ok".to_owned(), &(loads as f64))]), "{results:?}");
+            assert_eq!(sidecar.messages("certificates loaded")?.len(), loads);
         }
         pair.check_meshed()
     });

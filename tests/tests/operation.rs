@@ -1,13 +1,13 @@
 //! A proxy in operation: not ready yet, wrongly set up, asked by its operator.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, port, reason};
-use pillion_testbed::stream::{ask, pass};
+use pillion_testbed::stream::{End, ask, pass, read_to_end};
 use pillion_testbed::{
     Failure, Finished, MeshOptions, Pair, Pod, Settings, Sidecar, Testbed, accept, complete,
-    finish, forge, http_get, http_request, policy, run, run_with, untouched, wait_until,
+    finish, forge, http_get, http_request, let_pass, policy, run, run_with, untouched, wait_until,
 };
 use serde_json::Value;
 
@@ -45,13 +45,12 @@ fn refused_both_ways(
 ) -> Result<(), Failure> {
     for (from, to, way) in [(peer, pod, direction::INBOUND), (pod, peer, direction::OUTBOUND)] {
         let labels = [("direction", way), ("reason", why)];
-        let before = sidecar.metric(metric::CLOSED, &labels)?;
+        let before = sidecar.count(metric::CLOSED, &labels)?;
         let app = to.listen(SocketAddr::new(to.v4(), APP))?;
         let outcome = ask(from, app.local_addr()?, b"too early")?;
         assert!(outcome.is_turned_away(), "{way}: {outcome:?}");
         untouched(&app)?;
-        sidecar.wait_metric(metric::CLOSED, &labels, before + 1.0)?;
-        sidecar.wait_logs("the refusal", 1, |line| line.is(way, why))?;
+        sidecar.wait_ended(way, why, before + 1)?;
     }
     Ok(())
 }
@@ -143,16 +142,14 @@ fn no_mtls_either_way(callee: &Sidecar, server: &Pod, client: &Pod) -> Result<()
     let app = client.listen(SocketAddr::new(client.v4(), APP))?;
     let outcome = ask(server, app.local_addr()?, b"in the clear?")?;
     assert!(outcome.is_turned_away(), "{outcome:?}");
-    let labels = [("direction", direction::OUTBOUND), ("reason", reason::NO_CERTIFICATE)];
-    callee.wait_metric(metric::CLOSED, &labels, 1.0)?;
+    callee.wait_ended(direction::OUTBOUND, reason::NO_CERTIFICATE, 1)?;
     // Without a certificate the server is not even dialled.
     untouched(&app)?;
 
     let to = SocketAddr::new(server.v4(), APP);
     let line = format!("openssl s_client -connect {to} < /dev/null");
     assert_ne!(finish(&mut client.shell(&line))?.code, Some(0));
-    let labels = [("direction", direction::INBOUND), ("reason", reason::NO_CERTIFICATE)];
-    callee.wait_metric(metric::CLOSED, &labels, 1.0)
+    callee.wait_ended(direction::INBOUND, reason::NO_CERTIFICATE, 1).map(drop)
 }
 
 #[test]
@@ -385,5 +382,32 @@ fn every_leg_is_kept_alive() {
             }
         }
         Ok(())
+    });
+}
+
+/// A server that has gone without a word, as a node does whose power fails: who waits for it is
+/// told after a minute, by keepalive, and so is the app of the server's side.
+#[test]
+fn a_peer_that_has_gone_without_a_word_is_found_by_keepalive() {
+    /// The first question after 15 s, and two more that are not answered, each for 15 s.
+    const GONE: Duration = Duration::from_secs(60);
+    run("gone", |bed| {
+        let pair = Pair::new(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"are you there?")?;
+        pass(&mut server, &mut client, b"I am")?;
+        // Where something is on its way, no question goes out: TCP sends that again and again.
+        let_pass(Duration::from_secs(2));
+        complete(&mut pair.client.shell("ip link set eth0 down"))?;
+        let start = Instant::now();
+        for stream in [&mut client, &mut server] {
+            stream.set_read_timeout(Some(2 * GONE))?;
+            assert_eq!(read_to_end(stream)?, (Vec::new(), End::Reset));
+            println!("reset after {:?}", start.elapsed());
+        }
+        assert!(start.elapsed() >= GONE / 2, "not for the silence: {:?}", start.elapsed());
+        pair.caller.wait_ended(direction::OUTBOUND, reason::PEER_TIMEOUT, 1)?;
+        pair.callee.wait_ended(direction::INBOUND, reason::PEER_TIMEOUT, 1).map(drop)
     });
 }

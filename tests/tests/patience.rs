@@ -143,10 +143,12 @@ fn half_closed_and_silent_for_too_long_is_reset() {
         let given_up = pair.caller.metric(metric::CLOSED, &timeout)?
             + pair.callee.metric(metric::CLOSED, &timeout)?;
         assert!((1.0..=2.0).contains(&given_up), "{given_up}");
-        let mut lines = [pair.caller.log_lines()?, pair.callee.log_lines()?].concat();
-        lines.retain(|line| line.reason() == reason::HALF_CLOSE_TIMEOUT);
-        assert_eq!(lines.len() as f64, given_up);
-        Ok(())
+        wait_until("a line for each", Duration::from_secs(30), || {
+            let mut lines = [pair.caller.log_lines()?, pair.callee.log_lines()?].concat();
+            lines.retain(|line| line.reason() == reason::HALF_CLOSE_TIMEOUT);
+            assert!(lines.len() as f64 <= given_up, "{lines:?}");
+            Ok((lines.len() as f64 == given_up).then_some(()))
+        })
     });
 }
 
@@ -352,7 +354,7 @@ fn memory_that_stalled_handshakes_had_serves_others() {
     run("stalled-memory", |bed| {
         more_descriptors()?;
         // They take 29 MiB: more than 85 percent, and what the heap keeps is more than 80.
-        let group = MemoryGroup::new(bed, 33 << 20)?;
+        let Some(group) = MemoryGroup::new(bed, 33 << 20)? else { return Ok(()) };
         let (server, liar, client) = (bed.pod("srv")?, bed.pod("sil")?, bed.pod("cli")?);
         let serve = MeshOptions::new(policy::serve(&[CLIENT]), SERVER)
             .env("PILLION_MAX_PENDING_HANDSHAKES", "4096")

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use pillion_testbed::labels::{CLIENT, SERVER, STRANGER, direction, metric, reason};
+use pillion_testbed::labels::{CLIENT, SERVER, STRANGER, direction, field, metric, reason};
 use pillion_testbed::peer::{TlsPeer, frame, identity};
 use pillion_testbed::stream::{pass, read_to_end};
 use pillion_testbed::{Failure, MeshOptions, Pod, accept, policy, run, untouched};
@@ -36,8 +36,7 @@ fn a_client_denied_during_its_handshake_reaches_no_app() {
         // It may be refused before it has said anything.
         let said = peer.send(&[frame::OPEN, &frame::data(b"let me in")].concat());
         println!("sent: {said:?}");
-        let denied = [("direction", direction::INBOUND), ("reason", reason::DENIED)];
-        callee.wait_metric(metric::CLOSED, &denied, 1.0)?;
+        callee.wait_ended(direction::INBOUND, reason::DENIED, 1)?;
         let ok = [("direction", direction::INBOUND), ("result", "ok")];
         assert_eq!(callee.metric(metric::HANDSHAKES, &ok)?, 1.0, "its certificate is good");
         untouched(&app)
@@ -58,8 +57,7 @@ fn a_server_unwanted_since_the_handshake_began_hears_nothing() {
         let peer = TlsPeer::hesitant_server(socket, &identity(&files)?, || {
             caller.load_policy(&call(STRANGER))
         });
-        let wrong = [("direction", direction::OUTBOUND), ("reason", reason::WRONG_IDENTITY)];
-        caller.wait_metric(metric::CLOSED, &wrong, 1.0)?;
+        caller.wait_ended(direction::OUTBOUND, reason::WRONG_IDENTITY, 1)?;
         if let Ok(mut peer) = peer {
             let (bytes, _) = peer.read_to_end()?;
             assert!(bytes.is_empty(), "{bytes:?}");
@@ -127,9 +125,11 @@ fn whatever_comes_up_around_a_change_is_gone_after_it() {
         let ended = [("direction", direction::INBOUND), ("reason", reason::POLICY_CHANGED)];
         let denied = [("direction", direction::INBOUND), ("reason", reason::DENIED)];
         let (ended, denied) =
-            (callee.metric(metric::CLOSED, &ended)?, callee.metric(metric::CLOSED, &denied)?);
+            (callee.count(metric::CLOSED, &ended)?, callee.count(metric::CLOSED, &denied)?);
         println!("{let_in} reached the app, {ended} were ended, {denied} were denied");
-        assert!(let_in > 0 && ended > 0.0 && denied > 0.0, "the race was none");
+        callee.wait_ended(direction::INBOUND, reason::POLICY_CHANGED, ended)?;
+        callee.wait_ended(direction::INBOUND, reason::DENIED, denied)?;
+        assert!(let_in > 0 && ended > 0 && denied > 0, "the race was none");
         Ok(())
     });
 }
@@ -158,6 +158,8 @@ fn loosening_ends_nothing_and_tightening_what_it_denies_at_once() {
         println!("ended {:?} after the file's change", start.elapsed());
         assert!(start.elapsed() < PROMPTLY, "{:?}", start.elapsed());
         callee.wait_metric(metric::TERMINATED, &[("rule", "default")], 1.0)?;
+        let lines = callee.wait_ended(direction::INBOUND, reason::POLICY_CHANGED, 1)?;
+        assert!(lines.iter().all(|line| line.text(field::PEER) == CLIENT), "{lines:?}");
         pass(&mut kept, &mut keeping, b"another's is")?;
         pass(&mut keeping, &mut kept, b"left alone")
     });

@@ -18,8 +18,9 @@ const APP: u16 = 8080;
 /// How often each refusal is provoked: once could be luck, and a counter could count twice.
 const TIMES: usize = 3;
 
-/// A refused client learns it in this time: no deadline of the proxy's may be waited for.
-const QUICKLY: Duration = Duration::from_secs(2);
+/// A refused client learns it in this time: no deadline of the proxy's, of 5 s at least, may be
+/// waited for.
+const QUICKLY: Duration = Duration::from_secs(4);
 
 /// `TIMES` as metrics count.
 fn times() -> f64 {
@@ -190,15 +191,20 @@ fn plaintext_to_a_strict_port() {
             let to = SocketAddr::new(address, APP);
             let app = server.listen(to)?;
             let before = callee.metrics()?;
+            let mut fastest = QUICKLY;
             for _ in 0..TIMES {
                 let start = Instant::now();
                 let outcome = ask(&client, to, b"GET / HTTP/1.1\r\nHost: srv\r\n\r\n")?;
                 println!("{to}: {outcome:?} after {:?}", start.elapsed());
                 assert!(start.elapsed() < QUICKLY);
+                fastest = fastest.min(start.elapsed());
                 if let Outcome::Served(bytes) = outcome {
                     assert!(is_alert(&bytes), "an alert (RFC 8446, 6) at the most: {bytes:?}");
                 }
             }
+            // A machine that does other things, too, looks at them later.
+            let at_once = bed.settings().few_or(QUICKLY, Duration::from_millis(100));
+            assert!(fastest < at_once, "{to}: {fastest:?}");
             closed_for(&callee, &before, direction::INBOUND, reason::PLAINTEXT_REFUSED, to)?;
             untouched(&app)?;
         }

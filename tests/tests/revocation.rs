@@ -8,8 +8,8 @@ use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, reason, 
 use pillion_testbed::peer::{TlsPeer, frame, identity};
 use pillion_testbed::stream::{ask, pass, read_to_end};
 use pillion_testbed::{
-    Failure, MeshOptions, Pod, RevocationFile, Sidecar, Testbed, accept, let_pass, policy, run,
-    untouched, wait_until,
+    Failure, LogLine, MeshOptions, Pod, RevocationFile, Sidecar, Testbed, accept, let_pass, policy,
+    run, untouched, wait_until,
 };
 
 const APP: u16 = 8080;
@@ -47,12 +47,10 @@ fn load(sidecar: &Sidecar, change: impl FnOnce() -> Result<(), Failure>) -> Resu
 
 /// Waits for `count` ends by revocation, each logged with the identity and the reason.
 fn ended(sidecar: &Sidecar, way: &str, who: &str, count: usize) -> Result<(), Failure> {
-    let labels = [("direction", way), ("reason", reason::REVOKED)];
-    sidecar.wait_metric(metric::CLOSED, &labels, count as f64)?;
-    let lines = sidecar.wait_logs("a revoked peer", count, |line| line.is(way, reason::REVOKED))?;
-    for line in lines {
+    for line in sidecar.wait_ended(way, reason::REVOKED, count)? {
         let detail = line.text(field::DETAIL);
         assert!(detail.contains("serial ") && detail.contains("keyCompromise"), "{detail}");
+        assert!(detail.contains("was revoked at 20"), "{detail}");
         assert!(detail.contains(who), "{detail}");
     }
     Ok(())
@@ -65,6 +63,9 @@ fn refused(client: &Pod, sidecar: &Sidecar, way: &str, app: &TcpListener) -> Res
     let outcome = ask(client, app.local_addr()?, b"let me in")?;
     assert!(outcome.is_turned_away(), "{outcome:?}");
     sidecar.wait_metric(metric::HANDSHAKES, &result, before + 1.0)?;
+    let lines = sidecar.wait_ended(way, reason::CERTIFICATE_REFUSED, 1)?;
+    let prefix = format!("{}:", refusal::REVOKED);
+    assert!(lines.iter().all(|it| it.text(field::DETAIL).starts_with(&prefix)), "{lines:?}");
     untouched(app)
 }
 
@@ -192,12 +193,8 @@ fn a_revoked_client_opens_no_further_stream_in_its_tunnel() {
         assert_eq!(peer.read_exactly(4)?, frame::GOAWAY);
         let said = peer.send(&[frame::OPEN, &frame::data(b"once more")].concat());
         println!("sent: {said:?}");
-        let labels = [("direction", direction::INBOUND), ("reason", reason::CERTIFICATE_REFUSED)];
-        callee.wait_metric(metric::CLOSED, &labels, 1.0)?;
-        callee.wait_logs("the stream", 1, |line| {
-            line.is(direction::INBOUND, reason::CERTIFICATE_REFUSED)
-                && line.text(field::DETAIL).starts_with("revoked:")
-        })?;
+        let lines = callee.wait_ended(direction::INBOUND, reason::CERTIFICATE_REFUSED, 1)?;
+        assert!(lines.iter().all(|it| it.text(field::DETAIL).starts_with("revoked:")), "{lines:?}");
         untouched(&app)
     });
 }
@@ -239,6 +236,9 @@ fn a_list_that_has_ended_refuses_and_a_new_one_mends_it() {
         let_pass(Duration::from_millis(1100));
         assert!(ask(&client, listener.local_addr()?, b"too late")?.is_turned_away());
         callee.wait_metric(metric::HANDSHAKES, &result, 1.0)?;
+        let lines = callee.wait_ended(direction::INBOUND, reason::CERTIFICATE_REFUSED, 1)?;
+        let ended = |line: &LogLine| line.text(field::DETAIL).starts_with(refusal::CRL_EXPIRED);
+        assert!(lines.iter().all(ended), "{lines:?}");
         untouched(&listener)?;
         pass(&mut kept, &mut keeping, b"what is open stays")?;
         load(&callee, || lists.renew("1d"))?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, reason};
 use pillion_testbed::load::{recycle_ports, under_load};
 use pillion_testbed::stream::pass;
-use pillion_testbed::{Failure, Pair, Sidecar, Testbed, forge, let_pass, policy, run};
+use pillion_testbed::{Failure, Pair, Sidecar, Testbed, forge, let_pass, policy, run, wait_until};
 
 const APP: u16 = 8080;
 /// For the stream that stays open through it all.
@@ -37,8 +37,23 @@ fn all_went_well(pair: &Pair) -> Result<f64, Failure> {
         let reasons = metrics.by(metric::CLOSED, "reason");
         assert_eq!(reasons.keys().collect::<Vec<_>>(), [reason::CLOSED], "{way}: {reasons:?}");
         handshakes = metrics.sum(metric::HANDSHAKES, &[]);
+        // The access log has those alone that have not gone well.
+        let lines = sidecar.log_lines()?;
+        assert!(lines.is_empty(), "{way}: {lines:?}");
     }
     Ok(handshakes)
+}
+
+/// So many loads were counted at a sidecar, the first one among them, and so many failed; each has
+/// its line.
+fn loaded(sidecar: &Sidecar, good: usize, bad: usize) -> Result<(), Failure> {
+    assert_eq!([sidecar.loads(true)?, sidecar.loads(false)?], [good as f64, bad as f64]);
+    for (said, count) in [("certificates loaded", good), ("certificates can't be used", bad)] {
+        wait_until(&format!("{count} times \"{said}\""), Duration::from_secs(10), || {
+            Ok((sidecar.messages(said)?.len() == count).then_some(()))
+        })?;
+    }
+    Ok(())
 }
 
 /// New files in a sidecar, and loaded.
@@ -97,6 +112,9 @@ fn an_authority_is_replaced_under_load() {
         })?;
         drop((asking, answering));
         let handshakes = all_went_well(&pair)?;
+        for sidecar in [&pair.caller, &pair.callee] {
+            loaded(sidecar, 4, 0)?;
+        }
         println!("{served} connections, {handshakes} handshakes");
         assert!(served > 400, "{served}");
         Ok(())
@@ -141,6 +159,10 @@ fn certificates_are_replaced_under_load() {
         for sidecar in [&pair.caller, &pair.callee] {
             assert_eq!(sidecar.health("/healthz/ready")?.0, 200);
         }
+        // Half of them are the server's, and the client's are those that were torn.
+        let each = usize::try_from(reloads).unwrap_or(usize::MAX);
+        loaded(&pair.callee, 1 + each.div_ceil(2), 0)?;
+        loaded(&pair.caller, 1 + each / 2, torn)?;
         println!(
             "{reloads} reloads, {torn} torn writes, {served} connections, {handshakes} handshakes, \
              {:.0} a second, none failed, in {took:.1?}",
