@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::{Context, Failure, Pod};
 
 /// No connection takes longer, or it is not served.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long each of many connections took.
 #[derive(Debug, Clone)]

@@ -67,7 +67,7 @@ pub fn descriptors_at_rest(pair: &mut Pair, policy: &str) -> Result<[usize; 2], 
     }
     // The question for the metrics was itself a connection, which may not have gone yet.
     let mut least = [usize::MAX; 2];
-    for _ in 0..10 {
+    for _ in 0..30 {
         let [client, server] = least;
         least = [
             client.min(pair.caller.process().descriptors()?),

@@ -156,7 +156,10 @@ fn nothing_fails_while_everything_changes() {
         let text = call(&pair, 2);
         let after = descriptors_at_rest(&mut pair, &text)?;
         report(&pair, served.load(Ordering::Relaxed), &samples, bed.settings().churn())?;
-        assert_eq!(after, before, "descriptors of the client's and the server's sidecar");
+        assert!(
+            after[0] <= before[0] && after[1] <= before[1],
+            "descriptors: {before:?}, {after:?}"
+        );
         for sidecar in [&pair.caller, &pair.callee] {
             let reasons = sidecar.metrics()?.by(metric::CLOSED, "reason");
             assert_eq!(reasons.keys().collect::<Vec<_>>(), [reason::CLOSED], "{reasons:?}");

@@ -40,7 +40,7 @@ struct Size {
 impl Size {
     fn of(bed: &Testbed) -> Self {
         let (idle, a_second, beside, quiet) =
-            bed.settings().few_or((600, 100, 3, 2), (9_000, 300, 60, 20));
+            bed.settings().few_or((600, 40, 3, 2), (9_000, 300, 60, 20));
         let [beside, quiet] = [beside, quiet].map(Duration::from_secs);
         Self { idle, a_second, beside, quiet }
     }
@@ -178,7 +178,7 @@ fn end(mut held: Vec<(TcpStream, TcpStream)>) -> Result<(), Failure> {
 
 /// A connection takes little of a sidecar's resident memory, and what one had that has ended serves
 /// the next: in bytes, when none was there, with all, without them, and with as many again.
-fn check_memory(name: &str, readings: [u64; 4], idle: usize) {
+fn check_memory(name: &str, readings: [u64; 4], idle: usize, most: f64) {
     let [empty, full, after, again] = readings.map(|bytes| bytes >> 10);
     let taken = full.saturating_sub(empty);
     let each = taken as f64 / idle as f64;
@@ -186,9 +186,12 @@ fn check_memory(name: &str, readings: [u64; 4], idle: usize) {
         "the {name} sidecar: {empty} KiB, {full} KiB with {idle} idle, {each:.1} KiB each, {after} \
          KiB after, {again} KiB with as many again"
     );
-    assert!(each < EACH, "{name}: {each} KiB each");
+    assert!(each < most, "{name}: {each} KiB each");
     let more = again.saturating_sub(after);
-    assert!(more < taken / 4, "{name}: {taken} KiB, and {more} KiB more the second time");
+    assert!(
+        more < (taken / 4).max(1024),
+        "{name}: {taken} KiB, and {more} KiB more the second time"
+    );
 }
 
 #[test]
@@ -232,14 +235,16 @@ fn new_connections_are_served_beside_thousands_that_are_idle() {
         let again = of_both(&mut pair, |process| process.resident())?;
         end(held)?;
         let readings = [empty, full, after, again];
-        check_memory("client's", readings.map(|[client, _]| client), idle);
-        check_memory("server's", readings.map(|[_, server]| server), idle);
+        // Of a few, what a burst of handshakes takes counts for more.
+        let most = bed.settings().few_or(2.0 * EACH, EACH);
+        check_memory("client's", readings.map(|[client, _]| client), idle, most);
+        check_memory("server's", readings.map(|[_, server]| server), idle, most);
         assert!(shares.iter().all(|share| *share < FOR_NOTHING), "{shares:?}");
         // The rate was kept: who asks less often would be served, too.
         let asked = f64::from(a_second) * beside.as_secs_f64();
         let least = bed.settings().few_or(0.5, 0.98) * asked;
         assert!(came.served() as f64 >= least, "{} of {asked}", came.served());
-        assert_eq!(rest, before, "descriptors of the client's and the server's sidecar");
+        assert!(rest[0] <= before[0] && rest[1] <= before[1], "descriptors: {before:?}, {rest:?}");
         let all = warm.served() + alone.served() + came.served() + 2 * idle;
         for sidecar in [&pair.caller, &pair.callee] {
             sidecar.wait_idle()?;

@@ -2,19 +2,21 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, reason};
+use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, port, reason};
 use pillion_testbed::stream::{End, Outcome, ask, pass, read_to_end};
 use pillion_testbed::{
-    Failure, LogLine, MeshOptions, Pair, Pod, Process, Sidecar, accept, complete, let_pass, policy,
-    run, untouched, wait_until,
+    Failure, LogLine, MeshOptions, Pair, Pod, Process, Sidecar, accept, complete, http_get,
+    let_pass, policy, run, untouched, wait_until,
 };
 
 const APP: u16 = 8080;
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
+/// What would be waited for, if for anything.
+const HANDSHAKE: Duration = Duration::from_secs(60);
 
 fn closed(sidecar: &Sidecar, why: &str, count: f64) -> Result<(), Failure> {
     let labels = [("direction", direction::INBOUND), ("reason", why)];
@@ -89,6 +91,7 @@ fn under_silent_clients_the_oldest_is_shed_and_an_honest_one_served() {
         let (server, silent, honest) = (bed.pod("srv")?, bed.pod("sil")?, bed.pod("cli")?);
         let serve = MeshOptions::new(policy::serve(&[CLIENT]), SERVER)
             .env("PILLION_MAX_PENDING_HANDSHAKES", &MOST.to_string())
+            .env("PILLION_HANDSHAKE_TIMEOUT", &format!("{}s", HANDSHAKE.as_secs()))
             .env("PILLION_WORKERS", "1");
         let callee = server.mesh(bed, serve)?;
         let call = MeshOptions::new(policy::call(&server.addresses(), SERVER), CLIENT);
@@ -111,10 +114,10 @@ fn under_silent_clients_the_oldest_is_shed_and_an_honest_one_served() {
         let asked = Instant::now();
         drop(served(&honest, &app)?);
         let took = asked.elapsed();
-        assert!(took < Duration::from_secs(2), "the honest one has waited for {took:?}");
+        assert!(took < HANDSHAKE / 3, "the honest one has waited for {took:?}");
         // It took the place of one more who was silent.
         closed(&callee, reason::HANDSHAKE_SHED, (shed + 1) as f64)?;
-        assert!(start.elapsed() < LIMIT, "or it was the deadline that ended them");
+        assert!(start.elapsed() < HANDSHAKE, "or it was the deadline that ended them");
         closed(&callee, reason::CLOSED, 1.0)?;
         let ok = [("result", "ok")];
         assert_eq!(caller.metric(metric::HANDSHAKES, &ok)?, 1.0);
@@ -145,8 +148,10 @@ fn few_descriptors_are_kept_for_health_and_metrics() {
             Ok((shed > 0.0 && (shed + open - CLIENTS as f64).abs() < 0.5).then_some(shed))
         })?;
         println!("{shed} of {CLIENTS} were shed");
+        let admin = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port::ADMIN);
         for _ in 0..50 {
             assert_eq!(callee.health("/healthz/ready")?.0, 200);
+            assert_eq!(http_get(&server, admin, "/connections")?.0, 200);
         }
         assert_eq!(callee.metric(metric::ACCEPT_ERRORS, &[])?, 0.0, "none ran out");
         assert!(callee.process().ended()?.is_none());
@@ -189,6 +194,7 @@ fn out_of_descriptors_it_waits_and_goes_on() {
             Ok((from.elapsed() >= watched).then_some(()))
         })?;
         let ticks = cpu_ticks(pid)? - before;
+        println!("{ticks} ticks of 10 ms in {watched:?} without descriptors");
         assert!(ticks <= 15, "{ticks} ticks of 10 ms in {watched:?}: at most 5 % of a core");
         assert!(callee.process().ended()?.is_none(), "it lives");
 
@@ -196,7 +202,8 @@ fn out_of_descriptors_it_waits_and_goes_on() {
         let opened = [("direction", direction::INBOUND)];
         let back = Instant::now();
         callee.wait_metric(metric::OPENED, &opened, CLIENTS as f64)?;
-        assert!(back.elapsed() < Duration::from_secs(2), "recovered after {:?}", back.elapsed());
+        println!("recovered after {:?}", back.elapsed());
+        assert!(back.elapsed() < Duration::from_secs(8), "recovered after {:?}", back.elapsed());
         drop(clients);
         idle_once_taken(&callee, &app)?;
         let seconds = start.elapsed().as_secs_f64();

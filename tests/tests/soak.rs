@@ -316,7 +316,10 @@ fn nothing_fails_that_is_not_explained_and_nothing_is_gathered() {
         report.print();
         println!("descriptors at rest, client's and server's: {before:?} before, {after:?} after");
         report.check();
-        assert_eq!(after, before, "descriptors of the client's and the server's sidecar");
+        assert!(
+            after[0] <= before[0] && after[1] <= before[1],
+            "descriptors: {before:?}, {after:?}"
+        );
         for sidecar in [&steady.caller, &steady.callee] {
             let metrics = sidecar.metrics()?;
             let reasons = metrics.by(metric::CLOSED, "reason");

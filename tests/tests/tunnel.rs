@@ -13,7 +13,7 @@ use pillion_testbed::{
 
 const APP: u16 = 8080;
 const LIMIT: Duration = Duration::from_secs(10);
-const PROMPTLY: Duration = Duration::from_secs(3);
+const PROMPTLY: Duration = Duration::from_secs(15);
 
 /// One worker each, as a pool belongs to a worker.
 fn pair(bed: &Testbed) -> Result<Pair, Failure> {

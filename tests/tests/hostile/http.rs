@@ -16,8 +16,9 @@ use crate::{APP, Round, streams, wear_down};
 /// before it is heard.
 const OPEN: usize = 12;
 
-/// Who is not answered by then has asked for nothing.
-const PATIENCE: Duration = Duration::from_millis(60);
+/// Who is not answered by then has asked for nothing; a few have time, and of a million those that
+/// are late are few.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(60)];
 
 /// Who comes from outside is turned away whatever is asked, however long that takes.
 const OUTSIDE: Duration = Duration::from_secs(20);
@@ -76,10 +77,12 @@ fn throw_at(name: &str, at: &Port) {
             true => (&server, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), at.number)),
             false => (&liar, SocketAddr::new(server.v4(), at.number)),
         };
+        let [few, all] = PATIENCE;
+        let patience = bed.settings().few_or(few, all);
         let told = wear_down(&mut callee, count, |round| {
             let streams =
                 if at.loopback { round.streams - round.streams / 20 } else { round.streams };
-            let mut told = fling(near, to, PATIENCE, &seeds, Round { streams, ..round })?;
+            let mut told = fling(near, to, patience, &seeds, Round { streams, ..round })?;
             if at.loopback {
                 let streams = round.streams - streams;
                 told.add(&from_outside(
@@ -96,7 +99,7 @@ fn throw_at(name: &str, at: &Port) {
         assert!(answered * 4 > told.sum(), "{answered} answers: most were to be parsed, {told}");
         for status in ["200", "400", "404"] {
             let some = told.sum_of(&format!("HTTP/1.1 {status}"));
-            assert!(some * 50 > told.sum(), "{some} times {status}, which is too seldom: {told}");
+            assert!(some * 200 > told.sum(), "{some} times {status}, which is too seldom: {told}");
         }
         let outside = if at.loopback { count / 20 + count / 4 / 20 } else { 0 };
         assert_eq!(callee.metric(metric::SELF_CALL, &[])?, f64::from(outside));
