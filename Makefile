@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit kubernetes e2e faults churn soak reloads bench bench-full bench-syscalls bench-startup \
+.PHONY: help setup build demo test lint unit kubernetes e2e e2e-static faults churn soak reloads bench bench-full bench-syscalls bench-startup \
 	bench-build bench-micro doc deny fuzz fuzz-brief mutants image image-twice test-image clean
 
 help: ## what there is
@@ -38,6 +38,13 @@ kubernetes: ## the examples for Kubernetes and Prometheus, by the schemas and to
 e2e: build ## pods in namespaces, real applications, with IPv6 and without, both TLS engines; needs root
 	PILLION_TEST_TLS_ENGINE=records scripts/e2e
 	PILLION_TEST_TLS_ENGINE=rustls PILLION_TEST_IPV6=off PILLION_TEST_BULK_MIB=64 scripts/e2e
+	$(MAKE) e2e-static
+
+STATIC_SUITES := sandbox hosts lifecycle workload_api
+e2e-static: setup # what is shipped is static, and a C library does some things another way there
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --target $(HOST) \
+	    -p pillion-proxy -p pillion-init -p pillion-certs
+	for suite in $(STATIC_SUITES); do PILLION_BIN_DIR=$(CURDIR)/target/$(HOST)/debug scripts/e2e $$suite || exit 1; done
 
 faults: build ## the faults of docs/faults.md, a line for each; FAULTS=full: in their full number; needs root
 	PILLION_TEST_FAULTS=$(FAULTS) scripts/faults

@@ -41,9 +41,10 @@ const RESERVED_DESCRIPTORS: u64 = 256;
 const RESOLVE_QUEUE: usize = 1024;
 
 /// Files that are read after the start and that no variable names: by the resolver, by the watch
-/// over the CPU quota, by whoever looks for ports to dial from, and by aws-lc, which learns from a
-/// device of some virtual machines that this one is a copy of another. Those of the watch over the
-/// memory depend on the control group.
+/// over the CPU quota, by whoever looks for ports to dial from, by aws-lc, which learns from a
+/// device of some virtual machines that this one is a copy of another, and by the resolver's source
+/// of random numbers, which does not find getrandom(2) in a static program. Those of the watch over
+/// the memory depend on the control group.
 const READ_BESIDE: &[&str] = &[
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -51,6 +52,8 @@ const READ_BESIDE: &[&str] = &[
     CPU_STAT[1],
     net::KERNEL_RANGE,
     "/dev/sysgenid",
+    "/dev/random",
+    "/dev/urandom",
 ];
 
 /// How often a draining proxy looks whether it is done.

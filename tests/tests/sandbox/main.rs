@@ -193,6 +193,9 @@ impl Tries<'_> {
         let here = libc::AT_FDCWD as u64;
         let (read, write) = (libc::O_RDONLY as u64, libc::O_WRONLY as u64);
         self.call(READ, libc::SYS_openat, &[here, world_readable, read])?;
+        // A static program's way to random numbers.
+        let random = self.intruder.place(b"/dev/urandom\0")?;
+        self.call("read random numbers", libc::SYS_openat, &[here, random, read])?;
         self.call("write a file", libc::SYS_openat, &[here, null, write])?;
         self.call("file in memory", libc::SYS_memfd_create, &[world_readable, 0]).map(drop)
     }
