@@ -21,10 +21,11 @@ WORKDIR /src
 COPY . .
 # Two builds of one source give the same bytes: one code unit and LTO (Cargo.toml), no path of the
 # builder's, no time. The linker's id of a build is a hash of its content. Another ROUND builds anew.
-# The lists of what is in them lose their indentation, a quarter of their size.
+# The lists of what is in them lose their indentation, a quarter of their size; and relocations are
+# packed (the generic ABI's DT_RELR, glibc 2.36), 0.4 MB of the proxy.
 ARG ROUND=1
 ENV CARGO_INCREMENTAL=0 SOURCE_DATE_EPOCH=0 \
-    RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols --remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo/registry/src=."
+    RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols -C link-arg=-Wl,-z,pack-relative-relocs --remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo/registry/src=."
 RUN host=$(rustc -vV | sed -n 's/^host: //p') \
  && cargo auditable build --locked --release --target "$host" -p pillion-proxy -p pillion-init -p pillion-certs --bins \
  && cargo cyclonedx --quiet --format json --describe binaries --target "$host" \
