@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::labels::{CLIENT, SERVER};
+
 /// Strict inbound: `identities` may call every port; outbound passes through.
 #[must_use]
 pub fn serve(identities: &[&str]) -> String {
@@ -94,6 +96,30 @@ fn addresses(servers: &[IpAddr]) -> String {
 fn list(items: &[impl AsRef<str>]) -> String {
     let quoted: Vec<String> = items.iter().map(|item| format!("\"{}\"", item.as_ref())).collect();
     format!("[{}]", quoted.join(", "))
+}
+
+/// A client of a server's two ports: connections to one go over tunnels that are used again, those
+/// to the other have a TLS connection each. Revisions say the same, and differ.
+#[must_use]
+pub fn call_either_way(server: IpAddr, reused: u16, fresh: u16, revision: u32) -> String {
+    let destination = |name: &str, port: u16, more: &str| {
+        format!(
+            "  - {{name: {name}, ipBlocks: [\"{server}\"], ports: [{port}], action: mtls, \
+             serverIdentities: [\"{SERVER}\"]{more}}}\n"
+        )
+    };
+    with_body(&format!(
+        "inbound: {{mtls: strict, defaultAction: deny}}\n\
+         outbound:\n  defaultAction: deny\n  destinations:\n{}{}# revision {revision}\n",
+        destination("reused", reused, ""),
+        destination("fresh", fresh, ", tunnelReuse: false"),
+    ))
+}
+
+/// [`serve`] for the client; revisions say the same, and differ.
+#[must_use]
+pub fn serve_revision(revision: u32) -> String {
+    format!("{}# revision {revision}\n", serve(&[CLIENT]))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pillion_testbed::labels::{CLIENT, SERVER, metric, reason};
+use pillion_testbed::labels::{metric, reason};
 use pillion_testbed::load::{ask_echo, echo, joined, recycle_ports};
 use pillion_testbed::wear::{Sample, courses, descriptors_at_rest};
 use pillion_testbed::{Failure, Pair, Pod, Sidecar, Testbed, let_pass, policy, run};
@@ -21,23 +21,7 @@ const CLIENTS: usize = 8;
 const STEP: Duration = Duration::from_millis(700);
 
 fn call(pair: &Pair, revision: u32) -> String {
-    let address = pair.server.v4();
-    let destination = |name: &str, port: u16, more: &str| {
-        format!(
-            "  - {{name: {name}, ipBlocks: [\"{address}\"], ports: [{port}], action: mtls, \
-             serverIdentities: [\"{SERVER}\"]{more}}}\n"
-        )
-    };
-    policy::with_body(&format!(
-        "inbound: {{mtls: strict, defaultAction: deny}}\n\
-         outbound:\n  defaultAction: deny\n  destinations:\n{}{}# revision {revision}\n",
-        destination("reused", REUSED, ""),
-        destination("fresh", FRESH, ", tunnelReuse: false"),
-    ))
-}
-
-fn serve(revision: u32) -> String {
-    format!("{}# revision {revision}\n", policy::serve(&[CLIENT]))
+    policy::call_either_way(pair.server.v4(), REUSED, FRESH, revision)
 }
 
 /// Alternates between the ports until told to stop, with messages of several sizes; the first
@@ -89,7 +73,7 @@ fn change_everything(
         let text = call(pair, revision);
         pair.caller.load_policy(&text)?;
         let_pass(STEP);
-        pair.callee.load_policy(&serve(revision))?;
+        pair.callee.load_policy(&policy::serve_revision(revision))?;
         let_pass(STEP);
         samples.push(Sample::take(pair)?);
     }

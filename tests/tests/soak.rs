@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pillion_testbed::labels::{CLIENT, SERVER, metric, reason};
+use pillion_testbed::labels::{metric, reason};
 use pillion_testbed::load::{ask_echo, joined, recycle_ports};
 use pillion_testbed::stream::{End, pass, read_to_end};
 use pillion_testbed::wear::{Sample, courses, descriptors_at_rest};
@@ -178,23 +178,7 @@ impl Load {
 }
 
 fn call(pair: &Pair, revision: u32) -> String {
-    let address = pair.server.v4();
-    let destination = |name: &str, port: u16, more: &str| {
-        format!(
-            "  - {{name: {name}, ipBlocks: [\"{address}\"], ports: [{port}], action: mtls, \
-             serverIdentities: [\"{SERVER}\"]{more}}}\n"
-        )
-    };
-    policy::with_body(&format!(
-        "inbound: {{mtls: strict, defaultAction: deny}}\n\
-         outbound:\n  defaultAction: deny\n  destinations:\n{}{}# revision {revision}\n",
-        destination("reused", REUSED, ""),
-        destination("fresh", FRESH, ", tunnelReuse: false"),
-    ))
-}
-
-fn serve(revision: u32) -> String {
-    format!("{}# revision {revision}\n", policy::serve(&[CLIENT]))
+    policy::call_either_way(pair.server.v4(), REUSED, FRESH, revision)
 }
 
 /// One change after another, and how much memory each sidecar has over time.
@@ -215,7 +199,7 @@ fn change_everything(
         let text = call(pair, revision);
         pair.caller.load_policy(&text)?;
         let_pass(STEP);
-        pair.callee.load_policy(&serve(revision))?;
+        pair.callee.load_policy(&policy::serve_revision(revision))?;
         let_pass(STEP);
         samples.push(Sample::take(pair)?);
     }
