@@ -260,7 +260,8 @@ fn inspect_files(command: &Inspect) -> Result<bool, Failure> {
     let crl = command.crl.as_deref().map(read_bytes).transpose()?;
     let mut reports = Vec::with_capacity(command.files.len());
     for file in &command.files {
-        let report = inspect(read_text(file)?.as_bytes(), ca, crl.as_deref(), UnixTime::now());
+        let content = read_bytes(file).map(Zeroizing::new)?;
+        let report = inspect(&content, ca, crl.as_deref(), UnixTime::now());
         reports.push(FileReport { file: file.display().to_string(), report });
     }
     let mut out = io::stdout().lock();

@@ -205,4 +205,28 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert_eq!(read(10), Err(ReadFault::Unreadable("not a regular file".to_owned())));
     }
+
+    #[test]
+    fn a_file_that_is_longer_than_it_said_is_too_large() {
+        // Files of procfs say that they have no bytes.
+        let path = Path::new("/proc/self/status");
+        assert_eq!(fs::metadata(path).unwrap().len(), 0);
+        assert_eq!(Directories::default().read(path, 10), Err(ReadFault::TooLarge(11)));
+    }
+
+    #[test]
+    fn a_hash_is_of_16_mib_and_no_more() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().join("a")];
+        let file = File::create(&paths[0]).unwrap();
+        let hash_with_last_byte = |length: u64, last: u8| {
+            file.set_len(length).unwrap();
+            file.write_all_at(&[last], length - 1).unwrap();
+            content_hash(&paths)
+        };
+        let most = 16 * 1024 * 1024;
+        assert_ne!(hash_with_last_byte(most, 1), hash_with_last_byte(most, 2));
+        assert_eq!(hash_with_last_byte(most + 1, 1), hash_with_last_byte(most + 1, 2));
+    }
 }

@@ -23,7 +23,7 @@ use crate::leaf::{self, Leaf};
 use crate::refusal::PeerRefusal;
 use crate::revocation::{RevocationLists, RevokedEntry};
 use crate::spiffe::{SpiffeId, TrustDomain};
-use crate::verify::{SvidVerifier, TrustBundles, VerifiedPeer};
+use crate::verify::{SvidVerifier, TrustBundles, VerifiedPeer, check_size};
 
 /// The ALPN under which one TLS connection is one connection of the application, as Istio's
 /// sidecars name it.
@@ -63,7 +63,7 @@ pub enum OwnState {
     Good,
     /// It isn't valid yet; often a clock is wrong.
     NotYetValid,
-    /// It has expired.
+    /// It has expired, or an intermediate in our chain without which no path is left.
     Expired,
     /// It, or one of its issuers, is in a revocation list.
     Revoked,
@@ -89,6 +89,8 @@ pub enum GenerationError {
 /// An own identity, the bundles to check peers with, and the TLS configurations made of them.
 pub struct TlsGeneration {
     own: Leaf,
+    /// The last second at which our chain is good; the leaf's, or of an intermediate before it.
+    own_end: i64,
     own_revocation: Option<RevokedEntry>,
     verifier: Arc<SvidVerifier>,
     server_mesh: Arc<ServerConfig>,
@@ -117,9 +119,11 @@ impl TlsGeneration {
     ) -> Result<Self, GenerationError> {
         let end_entity =
             chain.first().ok_or(GenerationError::OwnSvid(PeerRefusal::NoCertificate))?;
+        check_size(&chain).map_err(GenerationError::OwnSvid)?;
         let own = leaf::check(end_entity).map_err(GenerationError::OwnSvid)?;
         let verifier = Arc::new(SvidVerifier::new(bundles));
         let own_revocation = verifier.own_revocation(&own, &chain);
+        let own_end = verifier.own_end(&own, &chain);
         let provider = Arc::new(provider(key_exchange));
         let identity = Arc::new(certified_key(chain, key)?);
         let tls = |e: rustls::Error| GenerationError::Tls(e.to_string());
@@ -127,6 +131,7 @@ impl TlsGeneration {
         let client = |alpn: &[&[u8]]| client_config(&provider, &verifier, &identity, alpn);
         Ok(Self {
             own,
+            own_end,
             own_revocation,
             server_mesh: Arc::new(server(ALPN_PROTOCOLS).map_err(tls)?),
             server_plain: Arc::new(server(&[]).map_err(tls)?),
@@ -161,10 +166,11 @@ impl TlsGeneration {
         system_time(self.own.not_before)
     }
 
-    /// The end of our leaf's validity.
+    /// The end of our chain's validity: the leaf's, or that of an intermediate that ends before
+    /// it and without which our bundle has no path.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
-        system_time(self.own.not_after)
+        system_time(self.own_end)
     }
 
     /// What peers will make of our own certificate; but for [`OwnState::Good`] whoever holds this
@@ -173,7 +179,7 @@ impl TlsGeneration {
     pub fn own_state(&self, now: UnixTime) -> OwnState {
         if self.own_revocation.is_some() {
             OwnState::Revoked
-        } else if seconds(now) > self.own.not_after {
+        } else if seconds(now) > self.own_end {
             OwnState::Expired
         } else if seconds(now) < self.own.not_before {
             OwnState::NotYetValid
@@ -205,11 +211,8 @@ impl TlsGeneration {
     /// at the time `now` (see [`TrustBundles::lifetimes`]), each revocation list.
     #[must_use]
     pub fn lifetimes(&self, now: UnixTime) -> Vec<Lifetime> {
-        let own = Lifetime {
-            subject: Subject::OwnSvid,
-            from: self.own.not_before,
-            until: self.own.not_after,
-        };
+        let own =
+            Lifetime { subject: Subject::OwnSvid, from: self.own.not_before, until: self.own_end };
         let bundles = self.verifier.bundles();
         let mut all = vec![own];
         all.extend(bundles.lifetimes(now));

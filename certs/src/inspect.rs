@@ -1,6 +1,5 @@
 //! What a PEM file holds, and every rule that it breaks, for people and for scripts.
 
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::Serialize;
 use x509_parser::certificate::X509Certificate;
@@ -10,6 +9,7 @@ use crate::dates::{rfc3339, seconds};
 use crate::leaf;
 use crate::list_report::lists;
 pub use crate::list_report::{EntryReport, ListReport};
+use crate::pem;
 use crate::refusal::{LeafSummary, PeerRefusal};
 use crate::revocation::RevocationLists;
 use crate::spiffe::{SpiffeId, TrustDomain};
@@ -100,7 +100,7 @@ pub fn inspect(pem: &[u8], ca_pem: Option<&[u8]>, crl: Option<&[u8]>, now: UnixT
             Ok(certificate) if number == 0 && !is_bundle => {
                 reports.push(leaf_report(&certificate, now));
             }
-            Ok(certificate) => reports.push(authority_report(&certificate, now)),
+            Ok(certificate) => reports.push(authority_report(&certificate, is_bundle, now)),
             Err(refusal) => broken.push(refusal.into()),
         }
     }
@@ -125,11 +125,10 @@ fn is_authority(certificate: &X509Certificate<'_>) -> bool {
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PeerRefusal> {
-    let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match list {
+    match pem::certificates(pem) {
         Ok(list) if list.is_empty() => Err(PeerRefusal::NoCertificate),
         Ok(list) => Ok(list),
-        Err(error) => Err(PeerRefusal::Malformed(error.to_string())),
+        Err(fault) => Err(PeerRefusal::Malformed(fault.to_string())),
     }
 }
 
@@ -160,12 +159,18 @@ fn leaf_report(certificate: &X509Certificate<'_>, now: UnixTime) -> CertificateR
     report("leaf", id.map(str::to_owned), certificate, broken, now)
 }
 
-fn authority_report(certificate: &X509Certificate<'_>, now: UnixTime) -> CertificateReport {
+fn authority_report(
+    certificate: &X509Certificate<'_>,
+    in_bundle: bool,
+    now: UnixTime,
+) -> CertificateReport {
     let uris = leaf::uri_sans(certificate).unwrap_or_default();
     let id = uris.first().filter(|uri| TrustDomain::from_id(uri).is_ok()).map(|s| (*s).to_owned());
     let summary = LeafSummary::new(&leaf::serial(certificate), id.as_deref());
     let mut broken = Vec::new();
-    let may_sign = certificate.key_usage().ok().flatten().is_some_and(|e| e.value.key_cert_sign());
+    // In a bundle, an authority without any key usage is taken; on the way to one it is not.
+    let may_sign = (certificate.key_usage())
+        .is_ok_and(|usage| usage.map_or(in_bundle, |e| e.value.key_cert_sign()));
     if !certificate.is_ca() || !may_sign {
         let what = "it is no CA with keyCertSign".to_owned();
         broken.push(PeerRefusal::IssuerConstraint { leaf: summary.clone(), what });
@@ -242,6 +247,27 @@ mod tests {
                 label => assert!(rules.contains(&label), "{}: {rules:?}", bad.name),
             }
         }
+    }
+
+    #[test]
+    fn an_authority_without_key_usage_is_good_in_a_bundle_alone() {
+        let authority = |usages: Vec<rcgen::KeyUsagePurpose>| {
+            let mut params = rcgen::CertificateParams::default();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.key_usages = usages;
+            params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+        };
+        let now = UnixTime::now();
+        let is_good = |pem: &str| inspect(pem.as_bytes(), None, None, now).is_good();
+        let without = authority(Vec::new());
+        assert!(is_good(&without));
+        assert!(!is_good(&authority(vec![rcgen::KeyUsagePurpose::CrlSign])));
+        let domain: TrustDomain = "example.org".parse().unwrap();
+        let ca = issue::make_ca(&domain, DAY).unwrap();
+        let id = "spiffe://example.org/a".parse().unwrap();
+        let leaf = issue::issue(&ca, &id, DAY / 2).unwrap().chain_pem;
+        assert!(is_good(&format!("{leaf}{}", ca.cert_pem)));
+        assert!(!is_good(&format!("{leaf}{without}")), "between leaf and bundle it may not sign");
     }
 
     #[test]

@@ -8,12 +8,10 @@ use base64ct::{Base64, Encoding};
 use rustls_pki_types::PrivateKeyDer;
 use zeroize::Zeroizing;
 
+use crate::pem::{self, Section};
+
 /// PKCS#8, PKCS#1 and SEC1, as OpenSSL labels them (RFC 7468 §10, RFC 5915 §4).
 const LABELS: &[&[u8]] = &[b"PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY"];
-
-const BEGIN: &[u8] = b"-----BEGIN ";
-const END: &[u8] = b"-----END ";
-const DASHES: &[u8] = b"-----";
 
 /// Why there is no key in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +32,7 @@ pub(crate) struct Key(Zeroizing<Vec<u8>>);
 impl Key {
     /// The first private key in a PEM file.
     pub(crate) fn from_pem(content: &[u8]) -> Result<Self, KeyFault> {
-        let section = sections(content).find(|section| section.is_key()).ok_or(KeyFault::Absent)?;
+        let section = pem::sections(content).find(is_key).ok_or(KeyFault::Absent)?;
         let body = section.body.ok_or(KeyFault::NoEnd)?;
         let mut text = Zeroizing::new(Vec::with_capacity(body.len()));
         text.extend(body.iter().filter(|byte| !byte.is_ascii_whitespace()));
@@ -54,7 +52,7 @@ impl Key {
 pub(crate) fn without_keys(content: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut rest = Zeroizing::new(Vec::with_capacity(content.len()));
     let mut from = 0;
-    for section in sections(content).filter(Section::is_key) {
+    for section in pem::sections(content).filter(is_key) {
         rest.extend(content.get(from..section.from).unwrap_or_default());
         from = section.until;
     }
@@ -62,51 +60,8 @@ pub(crate) fn without_keys(content: &[u8]) -> Zeroizing<Vec<u8>> {
     rest
 }
 
-struct Section<'a> {
-    label: &'a [u8],
-    /// Between the BEGIN line and the END line; `None` when there is no END line.
-    body: Option<&'a [u8]>,
-    from: usize,
-    until: usize,
-}
-
-impl Section<'_> {
-    fn is_key(&self) -> bool {
-        LABELS.contains(&self.label)
-    }
-}
-
-/// The sections of a PEM file. A line is a boundary where it begins with the mark, as for the
-/// reader of certificates.
-fn sections(content: &[u8]) -> impl Iterator<Item = Section<'_>> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        loop {
-            let (from, line) = next_line(content, &mut at)?;
-            let Some(label) =
-                line.strip_prefix(BEGIN).and_then(|l| l.trim_ascii_end().strip_suffix(DASHES))
-            else {
-                continue;
-            };
-            let start = at;
-            while let Some((end, line)) = next_line(content, &mut at) {
-                if line.strip_prefix(END).is_some_and(|line| line.starts_with(label)) {
-                    return Some(Section { label, body: content.get(start..end), from, until: at });
-                }
-            }
-            return Some(Section { label, body: None, from, until: content.len() });
-        }
-    })
-}
-
-/// The next line and where it begins; lines end with LF, CR or both.
-fn next_line<'a>(content: &'a [u8], at: &mut usize) -> Option<(usize, &'a [u8])> {
-    let from = *at;
-    let rest = content.get(from..).filter(|rest| !rest.is_empty())?;
-    let length = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
-    let line = rest.get(..length.unwrap_or(rest.len()))?;
-    *at = from.saturating_add(line.len()).saturating_add(1).min(content.len());
-    Some((from, line))
+fn is_key(section: &Section<'_>) -> bool {
+    LABELS.contains(&section.label)
 }
 
 #[cfg(test)]

@@ -158,12 +158,13 @@ pub(crate) fn issuer_name_fault(
     })
 }
 
-/// Whether a certificate between leaf and bundle may sign certificates: webpki asks for `cA` alone.
-pub(crate) fn check_issuer(der: &CertificateDer<'_>) -> Result<(), webpki::Error> {
+/// Whether a certificate between leaf and bundle may sign certificates, of which webpki asks for
+/// `cA` alone, and the last second of its validity.
+pub(crate) fn check_issuer(der: &CertificateDer<'_>) -> Result<i64, webpki::Error> {
     let (_, issuer) = X509Certificate::from_der(der).map_err(|_| webpki::Error::BadDer)?;
     let usage = issuer.key_usage().map_err(|_| webpki::Error::MalformedExtensions)?;
     if usage.is_some_and(|e| e.value.key_cert_sign()) {
-        Ok(())
+        Ok(issuer.validity().not_after.timestamp())
     } else {
         Err(webpki::Error::EndEntityUsedAsCa)
     }

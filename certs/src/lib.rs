@@ -14,6 +14,7 @@ mod keys;
 mod leaf;
 mod list_report;
 mod path;
+mod pem;
 mod seen;
 
 pub mod corpus;

@@ -37,15 +37,18 @@ pub struct ListReport {
     pub broken: Vec<Broken>,
 }
 
-/// The lists in a PEM file, judged at the time `now`; with `authorities`, also whether one of them
+/// The lists in a PEM file, or one in DER, judged at the time `now`; with `authorities`, also whether one of them
 /// has signed it. `None` when the file has no list.
 pub(crate) fn lists(
     pem: &[u8],
     authorities: Option<&[CertificateDer<'_>]>,
     now: UnixTime,
 ) -> Option<Vec<ListReport>> {
-    let ders: Vec<_> =
-        CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?;
+    let ders: Vec<_> = if CertificateRevocationList::from_der(pem).is_ok() {
+        vec![CertificateRevocationListDer::from(pem)]
+    } else {
+        CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?
+    };
     let reports: Vec<_> = ders.iter().map(|der| report(der, authorities, now)).collect();
     (!reports.is_empty()).then_some(reports)
 }

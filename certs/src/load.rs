@@ -4,13 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::files::{Content, ContentHash, Directories, Hasher, ReadFault};
 pub use crate::generation::KeyExchange;
 use crate::generation::{GenerationError, TlsGeneration};
 use crate::keys::{Key, without_keys};
+use crate::pem;
 use crate::refusal::PeerRefusal;
 use crate::revocation::{CrlError, RevocationLists};
 use crate::spiffe::TrustDomain;
@@ -415,9 +415,13 @@ fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'stati
         reason,
         wanted: "certificates",
     };
-    let certificates: Result<Vec<_>, pem::Error> =
-        CertificateDer::pem_slice_iter(&without_keys(content)).collect();
-    let certificates = certificates.map_err(|error| bad(error.to_string()))?;
+    let content = without_keys(content);
+    // What is meant to be trusted, presented or obeyed must not be lost in silence.
+    let is_lost = |label: &[u8]| {
+        label != b"CERTIFICATE" && (label.ends_with(b"CERTIFICATE") || label.ends_with(b"CRL"))
+    };
+    let certificates = pem::check_labels(&content, is_lost).and(pem::certificates(&content));
+    let certificates = certificates.map_err(|fault| bad(fault.to_string()))?;
     if certificates.is_empty() {
         return Err(bad("no \"BEGIN CERTIFICATE\" in it".to_owned()));
     }
@@ -425,11 +429,13 @@ fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'stati
 }
 
 fn private_key(path: &Path, content: &[u8]) -> Result<Key, LoadError> {
-    Key::from_pem(content).map_err(|fault| LoadError::BadPem {
+    let bad = |reason: String| LoadError::BadPem {
         path: path.to_owned(),
-        reason: fault.to_string(),
+        reason,
         wanted: "a private key (PKCS#8, SEC1 or PKCS#1)",
-    })
+    };
+    pem::check_marks(content).map_err(|fault| bad(fault.to_string()))?;
+    Key::from_pem(content).map_err(|fault| bad(fault.to_string()))
 }
 
 // The mode is whoever's who mounted it: a warning, not a refusal.

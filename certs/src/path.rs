@@ -7,7 +7,7 @@ use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnch
 use webpki::{ExpirationPolicy, RevocationOptions};
 
 use crate::bundles::{Authority, Bundle};
-use crate::dates::{rfc3339, seconds};
+use crate::dates::{rfc3339, seconds, unix_time};
 use crate::leaf;
 use crate::refusal::{LeafSummary, PeerRefusal};
 use crate::revocation::{RevocationLists, RevokedEntry};
@@ -32,6 +32,24 @@ impl PathError {
     }
 }
 
+/// When what a path stands on ends, beside its leaf: the last second of each that still counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PathEnds {
+    /// Of the first intermediate to end.
+    pub(crate) intermediates: Option<i64>,
+    /// Of the authority.
+    pub(crate) authority: i64,
+    /// Of the first to end of the revocation lists that spoke of the path.
+    pub(crate) lists: Option<i64>,
+}
+
+impl PathEnds {
+    /// The first of them all.
+    pub(crate) fn first(&self) -> i64 {
+        [self.intermediates, self.lists].into_iter().flatten().fold(self.authority, i64::min)
+    }
+}
+
 /// A chain, leaf first, and what it is validated by at the time `now`.
 pub(crate) struct PathCheck<'a> {
     pub(crate) algorithms: &'a [&'a dyn SignatureVerificationAlgorithm],
@@ -42,8 +60,7 @@ pub(crate) struct PathCheck<'a> {
 
 impl PathCheck<'_> {
     /// Looks for a path from the leaf to an authority of the bundle (RFC 5280 §6.1) that the lists
-    /// leave standing (§6.3), and says which second is the last of the first list that it was held
-    /// against.
+    /// leave standing (§6.3), and says when what it stands on ends.
     ///
     /// webpki tries every way through what the peer has sent, and reports what it holds for the
     /// most specific of all that it met; an expired certificate comes before a revoked one. A peer
@@ -54,19 +71,21 @@ impl PathCheck<'_> {
         &self,
         lists: &RevocationLists,
         expiration: ExpirationPolicy,
-    ) -> Result<Option<i64>, PathError> {
+    ) -> Result<PathEnds, PathError> {
         let no_issuer = || PathError::Failed(webpki::Error::UnknownIssuer);
         let (leaf, intermediates) = self.chain.split_first().ok_or_else(no_issuer)?;
         let leaf_certificate = webpki::EndEntityCert::try_from(leaf).map_err(PathError::Failed)?;
-        let (lists_end, gravest) = (Cell::new(None), RefCell::new(None::<PathError>));
+        let (ends, gravest) = (Cell::new(None), RefCell::new(None::<PathError>));
         let stands = |path: &webpki::VerifiedPath<'_>| {
-            self.check_issuers(path)?;
+            let (intermediates, authority) = self.check_issuers(path)?;
             let between: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
             let certificates: Vec<_> = std::iter::once(leaf).chain(&between).cloned().collect();
             let judged = lists.judge(&certificates, self.now, expiration, |revocation| {
                 self.validate_alone(&leaf_certificate, &between, path.anchor(), revocation)
             });
-            let Err(error) = judged.map(|end| lists_end.set(end)) else { return Ok(()) };
+            let judged =
+                judged.map(|lists| ends.set(Some(PathEnds { intermediates, authority, lists })));
+            let Err(error) = judged else { return Ok(()) };
             let mut gravest = gravest.borrow_mut();
             if gravest.as_ref().is_none_or(|other| other.gravity() < error.gravity()) {
                 *gravest = Some(error);
@@ -84,7 +103,7 @@ impl PathCheck<'_> {
             Some(&stands),
         );
         match found {
-            Ok(_) => Ok(lists_end.get()),
+            Ok(_) => ends.get().ok_or_else(no_issuer),
             Err(error) => Err(gravest.take().unwrap_or(PathError::Failed(error))),
         }
     }
@@ -116,11 +135,17 @@ impl PathCheck<'_> {
     }
 
     // webpki takes an anchor as a key and a name; its dates and path length, and the key usage
-    // of the issuers between, are checked here (RFC 5280 §6.1.3, §6.1.4 (m) and (n)).
-    fn check_issuers(&self, path: &webpki::VerifiedPath<'_>) -> Result<(), webpki::Error> {
+    // of the issuers between, are checked here (RFC 5280 §6.1.3, §6.1.4 (m) and (n)). What comes
+    // back is when the first of those between ends, and when the anchor does.
+    fn check_issuers(
+        &self,
+        path: &webpki::VerifiedPath<'_>,
+    ) -> Result<(Option<i64>, i64), webpki::Error> {
         let mut issuers = 0;
+        let mut first_end: Option<i64> = None;
         for issuer in path.intermediate_certificates() {
-            leaf::check_issuer(&issuer.der())?;
+            let end = leaf::check_issuer(&issuer.der())?;
+            first_end = Some(first_end.map_or(end, |first| first.min(end)));
             issuers += 1;
         }
         let authority = (self.bundle.anchors.iter().zip(&self.bundle.authorities))
@@ -130,7 +155,8 @@ impl PathCheck<'_> {
         if authority.path_len.is_some_and(|most| issuers > most) {
             return Err(webpki::Error::PathLenConstraintViolated);
         }
-        check_dates(authority, self.now)
+        check_dates(authority, self.now)?;
+        Ok((first_end, authority.not_after))
     }
 }
 
@@ -155,16 +181,13 @@ impl webpki::ExtendedKeyUsageValidator for BothAuths {
 }
 
 fn check_dates(authority: &Authority, now: UnixTime) -> Result<(), webpki::Error> {
-    let at = |date: i64| {
-        let date = u64::try_from(date).unwrap_or(0);
-        UnixTime::since_unix_epoch(std::time::Duration::from_secs(date))
-    };
     if seconds(now) < authority.not_before {
-        let not_before = at(authority.not_before);
+        let not_before = unix_time(authority.not_before);
         return Err(webpki::Error::CertNotValidYet { time: now, not_before });
     }
     if seconds(now) > authority.not_after {
-        return Err(webpki::Error::CertExpired { time: now, not_after: at(authority.not_after) });
+        let not_after = unix_time(authority.not_after);
+        return Err(webpki::Error::CertExpired { time: now, not_after });
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, OwnedCertRevocationList,
@@ -22,6 +22,7 @@ use crate::dates::seconds;
 use crate::expiry::{Lifetime, Subject};
 use crate::leaf;
 use crate::path::PathError;
+use crate::pem;
 
 /// The most lists that may be loaded together.
 pub const MAX_LISTS: usize = 256;
@@ -247,7 +248,9 @@ fn ders(content: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, Cr
     if content.first() == Some(&0x30) {
         return Ok(vec![content.to_vec().into()]);
     }
-    let lists: Result<Vec<_>, pem::Error> =
+    let strict = pem::check_marks(content).and(pem::check_labels(content, |l| l != b"X509 CRL"));
+    strict.map_err(|fault| CrlError::NoList(fault.to_string()))?;
+    let lists: Result<Vec<_>, rustls_pki_types::pem::Error> =
         CertificateRevocationListDer::pem_slice_iter(content).take(MAX_LISTS + 1).collect();
     let lists = lists.map_err(|error| CrlError::NoList(error.to_string()))?;
     match lists.len() {

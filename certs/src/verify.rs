@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use aws_lc_rs::digest;
 use rustls::SignatureScheme;
@@ -19,11 +19,11 @@ use webpki::ExpirationPolicy;
 
 use crate::bundles::Bundle;
 pub use crate::bundles::{BundleError, TrustBundles};
-use crate::dates::{seconds, system_time};
+use crate::dates::{seconds, system_time, unix_time};
 use crate::leaf::{self, Leaf};
 use crate::path::{self, PathCheck, PathError};
 use crate::refusal::{LeafSummary, PeerRefusal};
-use crate::revocation::RevokedEntry;
+use crate::revocation::{RevocationLists, RevokedEntry};
 use crate::seen::SeenPeers;
 use crate::spiffe::SpiffeId;
 
@@ -47,8 +47,8 @@ struct Peer {
     /// may have expired by then, and its authority have left the bundle.
     verified_at: UnixTime,
     bundle: Arc<Bundle>,
-    /// The last second of the first to end of the revocation lists that spoke of its path.
-    lists_end: Option<i64>,
+    /// The last second of the first to end of all that its verification stood on.
+    until: i64,
 }
 
 impl PartialEq for Peer {
@@ -91,13 +91,12 @@ impl VerifiedPeer {
         &self.0.chain
     }
 
-    /// Whether the leaf is within its validity, and no revocation list that its chain was held
-    /// against has ended since.
+    /// Whether the leaf is within its validity, and nothing that its verification stood on has
+    /// ended since: no intermediate of the path, not its authority, no revocation list that the
+    /// path was held against.
     #[must_use]
     pub fn is_valid_at(&self, now: UnixTime) -> bool {
-        let now = seconds(now);
-        (self.0.not_before..=self.0.not_after).contains(&now)
-            && self.0.lists_end.is_none_or(|end| now <= end)
+        (self.0.not_before..=self.0.until).contains(&seconds(now))
     }
 }
 
@@ -142,10 +141,7 @@ impl SvidVerifier {
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerRefusal> {
         let (end_entity, intermediates) = chain.split_first().ok_or(PeerRefusal::NoCertificate)?;
-        let bytes = chain.iter().map(|c| c.len()).sum();
-        if chain.len() > MAX_CHAIN_CERTIFICATES || bytes > MAX_CHAIN_BYTES {
-            return Err(PeerRefusal::ChainTooLong { certificates: chain.len(), bytes });
-        }
+        check_size(chain)?;
         let leaf = leaf::check(end_entity)?;
         let summary = LeafSummary::new(&leaf.serial, Some(leaf.id.as_str()));
         let Some(bundle) = self.bundles.of(leaf.id.trust_domain()) else {
@@ -157,7 +153,7 @@ impl SvidVerifier {
                 return Err(PeerRefusal::IssuerConstraint { leaf: summary, what });
             }
         }
-        let lists_end = self
+        let ends = self
             .path_check(bundle, chain, now)
             .run(self.bundles.revocation_lists(), ExpirationPolicy::Enforce)
             .map_err(|error| match error {
@@ -169,10 +165,10 @@ impl SvidVerifier {
             serial: leaf.serial,
             not_before: leaf.not_before,
             not_after: leaf.not_after,
+            until: ends.first().min(leaf.not_after),
             chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
             verified_at: now,
             bundle: Arc::clone(bundle),
-            lists_end,
         })))
     }
 
@@ -227,11 +223,35 @@ impl SvidVerifier {
     ) -> Option<RevokedEntry> {
         let bundle = self.bundles.of(own.id.trust_domain())?;
         // Its dates are judged elsewhere.
-        let date = |date| u64::try_from(date).unwrap_or(0);
-        let (from, until) = (date(own.not_before), date(own.not_after));
-        let at = UnixTime::now().as_secs().clamp(from, until.max(from));
-        let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
-        self.revoked(chain, bundle, at)
+        self.revoked(chain, bundle, within(own, UnixTime::now()))
+    }
+
+    /// The last second at which a path leads from a chain of our own to our authorities: that of
+    /// the leaf, or of an intermediate where no other path is left without it.
+    ///
+    /// The authorities' own dates are left out, since peers may have newer certificates of them.
+    /// Where our bundle has no path, it is the leaf's.
+    pub(crate) fn own_end(&self, own: &Leaf, chain: &[CertificateDer<'_>]) -> i64 {
+        let Some(bundle) = self.bundles.of(own.id.trust_domain()) else { return own.not_after };
+        let (bundle, no_lists) = (bundle.without_dates(), RevocationLists::default());
+        let mut last: Option<i64> = None;
+        // Each path that has ended takes one intermediate at least with it.
+        for _ in chain {
+            let at =
+                last.map_or(within(own, UnixTime::now()), |end| unix_time(end.saturating_add(1)));
+            let check = self.path_check(&bundle, chain, at);
+            match check.run(&no_lists, ExpirationPolicy::Ignore).map(|ends| ends.intermediates) {
+                Ok(Some(end)) if end < own.not_after => last = Some(end),
+                Ok(_) => return own.not_after,
+                Err(PathError::Failed(webpki::Error::CertExpired { not_after, .. }))
+                    if last.is_none() =>
+                {
+                    return seconds(not_after).min(own.not_after);
+                }
+                Err(_) => break,
+            }
+        }
+        last.unwrap_or(own.not_after)
     }
 
     /// The identity of a chain that was verified a moment ago, without doing it again; a chain
@@ -387,6 +407,20 @@ pub fn refusal_of(error: &rustls::Error) -> Option<PeerRefusal> {
         rustls::Error::InvalidCertificate(other) => Some(PeerRefusal::Malformed(other.to_string())),
         _ => None,
     }
+}
+
+/// Whether a chain is as small as peers hold each other to.
+pub(crate) fn check_size(chain: &[CertificateDer<'_>]) -> Result<(), PeerRefusal> {
+    let bytes = chain.iter().map(|c| c.len()).sum();
+    if chain.len() > MAX_CHAIN_CERTIFICATES || bytes > MAX_CHAIN_BYTES {
+        return Err(PeerRefusal::ChainTooLong { certificates: chain.len(), bytes });
+    }
+    Ok(())
+}
+
+/// The moment of the leaf's validity that is nearest to `now`.
+fn within(leaf: &Leaf, now: UnixTime) -> UnixTime {
+    unix_time(seconds(now).min(leaf.not_after).max(leaf.not_before))
 }
 
 // Never called: our configs offer TLS 1.3 alone. If they did not, this would still refuse.

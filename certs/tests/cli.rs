@@ -114,6 +114,12 @@ fn revoke_writes_a_list_that_inspect_holds_a_chain_against() {
     assert!(shown.contains("revokes  2") && shown.contains(&serial), "{shown}");
     let said = ends(&certs(dir, "inspect crl.pem --ca other/ca.crt"), 1);
     assert!(said.contains("BROKEN crl_invalid"), "{said}");
+    let der = pem::parse(fs::read(dir.join("crl.pem")).unwrap()).unwrap().into_contents();
+    fs::write(dir.join("crl.der"), der).unwrap();
+    assert_eq!(
+        ends(&certs(dir, "inspect crl.der --ca ca/ca.crt"), 0).replace(".der", ".pem"),
+        shown
+    );
     fs::write(dir.join("broken.pem"), pem::encode(&pem::Pem::new("X509 CRL", vec![0x30, 0])))
         .unwrap();
     let said = ends(&certs(dir, "inspect broken.pem"), 1);

@@ -168,13 +168,23 @@ fn a_rotation_with_both_authorities_in_the_bundle_takes_both() {
 fn a_chain_is_bounded_before_it_is_parsed() {
     let ca = authority(DOMAIN);
     let server = generation(&ca, "/server");
-    let leaf = chain(&svid(&ca, &format!("spiffe://{DOMAIN}/a")));
-    let label =
-        |chain: &[CertificateDer<'_>]| server.verified_peer(Some(chain)).unwrap_err().label();
+    let svid = svid(&ca, &format!("spiffe://{DOMAIN}/a"));
+    let leaf = chain(&svid);
+    let refusal = |chain: &[CertificateDer<'_>]| server.verified_peer(Some(chain)).unwrap_err();
     let many: Vec<_> = leaf.iter().cycle().take(5).cloned().collect();
-    assert_eq!(label(&many), "chain_too_long");
-    let fat = [leaf[0].clone(), CertificateDer::from(vec![0x30; 17 * 1024])];
-    assert_eq!(label(&fat), "chain_too_long");
+    let bytes = 5 * leaf[0].len();
+    assert_eq!(refusal(&many), PeerRefusal::ChainTooLong { certificates: 5, bytes });
+    let client = common::rude_client_of(many.clone(), common::key(&svid));
+    let failure = handshake(client, server.server_config(true)).unwrap_err();
+    let in_handshake = failure.server.as_ref().and_then(refusal_of);
+    assert_eq!(in_handshake, Some(PeerRefusal::ChainTooLong { certificates: 5, bytes }));
+    let of_bytes =
+        |bytes| [leaf[0].clone(), CertificateDer::from(vec![0x30; bytes - leaf[0].len()])];
+    assert_eq!(
+        refusal(&of_bytes(16 * 1024 + 1)),
+        PeerRefusal::ChainTooLong { certificates: 2, bytes: 16 * 1024 + 1 }
+    );
+    assert_eq!(refusal(&of_bytes(16 * 1024)).label(), "malformed");
     assert!(server.verified_peer(Some(&many[..4])).is_ok(), "four are taken, surplus or not");
 }
 

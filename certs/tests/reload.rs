@@ -13,7 +13,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{DOMAIN, authority, svid};
+use common::{DOMAIN, HOUR, authority, svid};
 use pillion_certs::generation::{KeyExchange, OwnState, TlsGeneration};
 use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
 use pillion_certs::load::{IdentityFiles, LoadError, SvidSource, load};
@@ -112,6 +112,40 @@ fn whatever_breaks_is_reported_once_and_the_last_good_one_stays() {
     write(dir.path(), &other, &ca);
     let second = loaded(reloader.poll(now));
     assert_ne!(second.serial(), first.serial());
+}
+
+/// A certificate that the common reader of PEM passes over would be missed much later.
+#[test]
+fn no_certificate_of_a_file_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (old, new) = (authority(DOMAIN), authority(DOMAIN));
+    let own = svid(&old, &id("/a"));
+    write(dir, &own, &old);
+    let load = |name: &str, content: &str| {
+        fs::write(dir.join(name), content).unwrap();
+        load(&files_in(dir), UnixTime::now()).map(|_| ())
+    };
+    for spoilt in [
+        format!("{}{}", old.cert_pem.trim_end(), new.cert_pem),
+        format!("{}  {}", old.cert_pem, new.cert_pem),
+        format!("{}{}", old.cert_pem, new.cert_pem.replace("CERTIFICATE", "TRUSTED CERTIFICATE")),
+        format!("{}{}", old.cert_pem, revocation_list(&old, None, &[], None, HOUR).unwrap()),
+    ] {
+        for name in ["ca.crt", "tls.crt"] {
+            write(dir, &own, &old);
+            let error = load(name, &spoilt).unwrap_err();
+            assert_eq!(error.label(), "bad_pem", "{name}: {spoilt}");
+            assert!(error.to_string().contains(": line "), "{error}");
+        }
+    }
+    write(dir, &own, &old);
+    assert_eq!(load("ca.crt", &format!("old\n{}new\n{}", old.cert_pem, new.cert_pem)), Ok(()));
+    let glued = format!("{}{}", own.chain_pem.trim_end(), *own.key_pem);
+    let error = load("tls.key", &glued).unwrap_err().to_string();
+    assert!(error.contains("a newline missing between two files"), "{error}");
+    let parameters = "-----BEGIN EC PARAMETERS-----\nAAAA\n-----END EC PARAMETERS-----\n";
+    assert_eq!(load("tls.key", &format!("{parameters}{}", *own.key_pem)), Ok(()));
 }
 
 #[test]
@@ -244,7 +278,7 @@ fn revocation_lists_are_loaded_with_the_rest_and_as_carefully() {
     let now = UnixTime::now();
     let mut reloader = Reloader::new(files);
     assert_eq!(failed(reloader.poll(now)).label(), "not_found", "no file is no empty list");
-    let list = || revocation_list(&ca, None, &[], None, common::HOUR).unwrap();
+    let list = || revocation_list(&ca, None, &[], None, HOUR).unwrap();
     let good = list();
     fs::write(&path, &good).unwrap();
     let first = loaded(reloader.poll(now));

@@ -245,10 +245,34 @@ fn a_file_of_lists_is_taken_whole_or_not_at_all() {
     assert!(matches!(error(&der[..der.len() - 1]), CrlError::Malformed(1, _)));
     let with_garbage = pem::encode(&pem::Pem::new("X509 CRL", vec![0x30, 0]));
     assert!(matches!(error((good.clone() + &with_garbage).as_bytes()), CrlError::Malformed(2, _)));
+    let twice = [&der[..], &der[..]].concat();
+    assert!(matches!(error(&twice), CrlError::Malformed(1, _)), "of DER, one");
     assert!(RevocationLists::from_file(good.repeat(4).as_bytes()).is_ok());
     assert_eq!(error(good.repeat(5).as_bytes()), CrlError::TooMany);
     let many: String = std::iter::repeat_with(|| list(&authority(DOMAIN), &[])).take(257).collect();
     assert_eq!(error(many.as_bytes()), CrlError::TooMany);
+}
+
+/// What the common reader of PEM passes over would revoke nothing.
+#[test]
+fn a_list_that_would_be_passed_over_spoils_the_file() {
+    let ca = authority(DOMAIN);
+    let good = list(&ca, &[]);
+    let revoking = list(&ca, &[&svid(&ca, &id("/stolen"))]);
+    for spoilt in [
+        format!("{}{revoking}", good.trim_end()),
+        format!("{good} {revoking}"),
+        format!("{good}\u{feff}{revoking}"),
+        format!("{good}{}", revoking.replace("-----BEGIN", "----BEGIN")),
+        format!("{good}{}", revoking.replace("X509 CRL", "CRL")),
+        format!("{good}{}", ca.cert_pem),
+    ] {
+        let error = RevocationLists::from_file(spoilt.as_bytes()).unwrap_err();
+        assert!(matches!(&error, CrlError::NoList(_)), "{spoilt}: {error}");
+        assert!(error.to_string().contains("line "), "{error}");
+    }
+    let both = format!("# two lists\n\n{good}\n{revoking}");
+    assert_eq!(RevocationLists::from_file(both.as_bytes()).unwrap().len(), 2);
 }
 
 /// A list that is damaged anywhere revokes or refuses; it never lets the revoked in.

@@ -97,6 +97,9 @@ pub fn check_lists(input: &[u8]) {
     let Ok(lists) = RevocationLists::from_file(input) else { return };
     let count = lists.len();
     assert!(count >= 1 && lists.lifetimes().count() == count);
+    let marks = input.windows(11).filter(|bytes| bytes == b"-----BEGIN ").count();
+    let is_der = input.first() == Some(&0x30);
+    assert!(is_der || marks == count, "{marks} sections, {count} lists: one is passed over");
     let verifier = SvidVerifier::new(bundles().with_revocation_lists(lists));
     let mut chain = split(GOOD[0]);
     chain.extend(surplus);

@@ -4,6 +4,7 @@ use super::*;
 use crate::issue::{self, CertificateAuthority, Issued};
 use crate::received::Received;
 use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject;
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -1,0 +1,176 @@
+//! A path is as good as the first of its certificates to end, for peers and for our own chain.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends at what it did not expect"
+)]
+
+mod common;
+
+use std::time::{Duration, SystemTime};
+
+use common::{DOMAIN, HOUR, authority, bundles, chain, generation_with, key, svid};
+use pillion_certs::expiry::Subject;
+use pillion_certs::generation::{GenerationError, KeyExchange, OwnState, TlsGeneration};
+use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
+use pillion_certs::refusal::PeerRefusal;
+use pillion_certs::verify::{SvidVerifier, TrustBundles};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use time::OffsetDateTime;
+
+/// Seconds from now, on a whole second.
+fn at(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(now() + seconds))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// A root and an intermediate, certified as often as it has ends, and a leaf of an hour.
+struct Made {
+    root: CertificateDer<'static>,
+    leaf: Issued,
+    intermediates: Vec<CertificateDer<'static>>,
+    /// The second from which all ends are counted.
+    from: u64,
+}
+
+fn made(root_end: i64, intermediate_ends: &[i64]) -> Made {
+    let from = now();
+    let params = |name: &str, end: i64| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let from = i64::try_from(from).unwrap();
+        params.not_after = OffsetDateTime::from_unix_timestamp(from + end).unwrap();
+        params
+    };
+    let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let root = params("root", root_end).self_signed(&root_key).unwrap().der().clone();
+    let issuer = Issuer::new(params("root", root_end), root_key);
+    let intermediates: Vec<_> = intermediate_ends
+        .iter()
+        .map(|end| params("between", *end).signed_by(&key, &issuer).unwrap())
+        .collect();
+    let issuing = CertificateAuthority {
+        cert_pem: intermediates[0].pem(),
+        key_pem: key.serialize_pem().into(),
+    };
+    let forge = Forge::new(&format!("spiffe://{DOMAIN}/a")).unwrap().valid(-60, 3600);
+    let leaf = forge.sign(&issuing).unwrap();
+    let intermediates = intermediates.iter().map(|c| c.der().clone()).collect();
+    Made { root, leaf, intermediates, from }
+}
+
+impl Made {
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        [chain(&self.leaf), self.intermediates.clone()].concat()
+    }
+
+    fn bundles(&self) -> TrustBundles {
+        let mut bundles = TrustBundles::new();
+        bundles.add(DOMAIN.parse().unwrap(), std::slice::from_ref(&self.root)).unwrap();
+        bundles
+    }
+
+    fn at(&self, seconds: i64) -> UnixTime {
+        let at = self.from.checked_add_signed(seconds).unwrap();
+        UnixTime::since_unix_epoch(Duration::from_secs(at))
+    }
+
+    fn generation(&self, bundles: TrustBundles) -> TlsGeneration {
+        TlsGeneration::new(self.chain(), &key(&self.leaf), bundles, KeyExchange::Auto).unwrap()
+    }
+}
+
+#[test]
+fn a_peer_ends_with_the_first_certificate_of_its_path() {
+    for (root_end, intermediate_ends, end) in [
+        (7200, &[1200][..], 1200),
+        (900, &[1200], 900),
+        (7200, &[1200, 1800], 1200),
+        // A surplus one that has ended is no part of the path.
+        (7200, &[1800, -600], 1800),
+    ] {
+        let made = made(root_end, intermediate_ends);
+        let verifier = SvidVerifier::new(made.bundles());
+        let peer = verifier.verified_peer(Some(&made.chain()), at(0)).unwrap();
+        assert!(peer.is_valid_at(made.at(end)), "{root_end} {intermediate_ends:?}");
+        assert!(!peer.is_valid_at(made.at(end + 1)), "{root_end} {intermediate_ends:?}");
+        let again = verifier.verified_peer(Some(&made.chain()), made.at(end + 1));
+        let stands = intermediate_ends.iter().any(|other| *other > end) && root_end > end;
+        assert_eq!(again.is_ok(), stands, "the memory of chains is no way around: {again:?}");
+    }
+}
+
+#[test]
+fn our_own_chain_ends_with_the_last_path_that_it_has() {
+    for (root_end, intermediate_ends, end) in [
+        (7200, &[1200][..], 1200),
+        (7200, &[7200], 3600),
+        (7200, &[1200, 1800], 1800),
+        (7200, &[1800, 1200], 1800),
+        (7200, &[1200, 7200], 3600),
+        (7200, &[1200, -600], 1200),
+        (7200, &[-600], -600),
+        // Peers may have a newer certificate of the root.
+        (-600, &[1200], 1200),
+    ] {
+        let case = format!("{root_end} {intermediate_ends:?}");
+        let made = made(root_end, intermediate_ends);
+        let generation = made.generation(made.bundles());
+        let good = |seconds| generation.own_state(made.at(seconds)) == OwnState::Good;
+        assert!(end < 0 || (good(0) && good(end)), "{case}");
+        assert_eq!(generation.own_state(made.at(end + 1)), OwnState::Expired, "{case}");
+        let until = i64::try_from(made.at(end).as_secs()).unwrap();
+        let own = generation.lifetimes(at(0)).into_iter().find(|l| l.subject == Subject::OwnSvid);
+        assert_eq!(own.unwrap().until, until, "{case}");
+        let not_after = generation.not_after().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(not_after.as_secs(), made.at(end).as_secs(), "{case}");
+    }
+}
+
+#[test]
+fn where_our_bundle_has_no_path_our_own_chain_ends_with_the_leaf() {
+    let made = made(7200, &[1200]);
+    let generation = made.generation(bundles(&[(DOMAIN, &authority(DOMAIN))]));
+    assert_eq!(generation.own_state(made.at(3600)), OwnState::Good);
+    assert_eq!(generation.own_state(made.at(3601)), OwnState::Expired);
+    let other = made.generation(bundles(&[("other.example", &authority("other.example"))]));
+    assert_eq!(other.own_state(made.at(3600)), OwnState::Good);
+}
+
+#[test]
+fn everything_that_ends_is_named() {
+    let (ca, partner) = (authority(DOMAIN), authority("partner.example"));
+    let list = pillion_certs::revoke::revocation_list(&partner, None, &[], None, HOUR).unwrap();
+    let lists = pillion_certs::revocation::RevocationLists::from_file(list.as_bytes()).unwrap();
+    let trusted =
+        bundles(&[(DOMAIN, &ca), ("partner.example", &partner)]).with_revocation_lists(lists);
+    let generation = generation_with(&svid(&ca, &format!("spiffe://{DOMAIN}/a")), trusted);
+    let lifetimes = generation.lifetimes(UnixTime::now());
+    let count = |is: fn(&Subject) -> bool| lifetimes.iter().filter(|l| is(&l.subject)).count();
+    assert_eq!(lifetimes.len(), 4);
+    assert_eq!(count(|s| matches!(s, Subject::OwnSvid)), 1);
+    assert_eq!(count(|s| matches!(s, Subject::Authority(_))), 2);
+    assert_eq!(count(|s| matches!(s, Subject::RevocationList(_))), 1);
+}
+
+#[test]
+fn a_chain_of_our_own_that_every_peer_would_refuse_for_its_size_is_refused() {
+    let ca = authority(DOMAIN);
+    let own = svid(&ca, &format!("spiffe://{DOMAIN}/a"));
+    let five: Vec<_> = chain(&own).into_iter().cycle().take(5).collect();
+    let bytes = five.iter().map(|c| c.len()).sum();
+    let made = |chain| {
+        TlsGeneration::new(chain, &key(&own), bundles(&[(DOMAIN, &ca)]), KeyExchange::Auto)
+            .map(|_| ())
+    };
+    let too_long = PeerRefusal::ChainTooLong { certificates: 5, bytes };
+    assert_eq!(made(five.clone()), Err(GenerationError::OwnSvid(too_long)));
+    assert_eq!(made(five[..4].to_vec()), Ok(()));
+}
