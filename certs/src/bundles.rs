@@ -111,6 +111,19 @@ impl TrustBundles {
         Ok(())
     }
 
+    /// Takes the bundle of a domain that has none over from those of `before`, if they have one.
+    pub(crate) fn keep(&mut self, domain: &TrustDomain, before: Option<&Self>) {
+        if let Some(bundle) = before.and_then(|before| before.domains.get(domain)) {
+            self.domains.entry(domain.clone()).or_insert_with(|| Arc::clone(bundle));
+        }
+    }
+
+    /// The same authorities, with the revocation lists of others.
+    pub(crate) fn with_the_lists_of(mut self, before: &Self) -> Self {
+        self.lists = Arc::clone(&before.lists);
+        self
+    }
+
     /// The same authorities, with these revocation lists in place of those before.
     #[must_use]
     pub fn with_revocation_lists(mut self, lists: RevocationLists) -> Self {

@@ -240,9 +240,11 @@ impl LoadError {
 /// of, because certificate and bundle rotate at different moments.
 ///
 /// # Errors
-/// The first [`LoadError`].
+/// The first [`LoadError`]; also that of a part that a [`Reloader`](crate::reload::Reloader) does
+/// without.
 pub fn load(files: &IdentityFiles, now: UnixTime) -> Result<TlsGeneration, LoadError> {
-    build(files, &read_stable(files)?, now)
+    let Built { generation, faults } = build(files, &read_stable(files)?, None, now)?;
+    faults.into_iter().next().map_or(Ok(generation), Err)
 }
 
 /// All that the files hold, from one reading.
@@ -250,9 +252,24 @@ pub(crate) struct Snapshot {
     cert: Content,
     key: Content,
     ca: Content,
-    crl: Option<Content>,
-    bundles: Vec<(PathBuf, TrustDomain, Content)>,
+    crl: Option<Result<Content, LoadError>>,
+    bundles: Vec<BundleFile>,
     pub(crate) hash: ContentHash,
+}
+
+/// A file in the directory of trust bundles.
+struct BundleFile {
+    path: PathBuf,
+    domain: Result<TrustDomain, LoadError>,
+    content: Result<Content, LoadError>,
+}
+
+/// A generation, and what could not be used for it.
+pub(crate) struct Built {
+    pub(crate) generation: TlsGeneration,
+    /// Each of a file that is others' business, or that of revocation lists: the domain's bundle
+    /// of before stays, if there was one, and the lists of before do.
+    pub(crate) faults: Vec<LoadError>,
 }
 
 /// Reads everything until two readings agree, so that a file caught during its rewriting isn't
@@ -283,7 +300,7 @@ fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
     let mut read_up_to = |path: &Path, most: u64| {
         directories.read(path, most).map_err(|fault| LoadError::reading(path, most, fault))
     };
-    let crl = files.crl.as_ref().map(|path| read_up_to(path, MAX_CRL_FILE_BYTES)).transpose()?;
+    let crl = files.crl.as_ref().map(|path| read_up_to(path, MAX_CRL_FILE_BYTES));
     let mut read = |path: &Path| read_up_to(path, MAX_FILE_BYTES);
     let (cert, key) = match &files.svid {
         SvidSource::Files { cert, key } => (read(cert)?, read(key)?),
@@ -301,11 +318,14 @@ fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
     for part in [&cert, &key, &ca] {
         hasher.part(part);
     }
-    // A file can't be empty, so this is never that of one.
-    hasher.part(crl.as_ref().map_or(&[], |crl| crl.as_slice()));
-    for (_, domain, content) in &bundles {
-        hasher.part(domain.as_str().as_bytes());
-        hasher.part(content);
+    for content in crl.iter().chain(bundles.iter().map(|bundle| &bundle.content)) {
+        match content {
+            Ok(content) => hasher.part(content),
+            Err(fault) => hasher.part(format!("fault: {fault:?}").as_bytes()),
+        }
+    }
+    for bundle in &bundles {
+        hasher.part(bundle.path.as_os_str().as_encoded_bytes());
     }
     Ok(Snapshot { cert, key, ca, crl, bundles, hash: hasher.finish() })
 }
@@ -313,7 +333,7 @@ fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
 fn read_bundles(
     directory: &Path,
     directories: &mut Directories,
-) -> Result<Vec<(PathBuf, TrustDomain, Content)>, LoadError> {
+) -> Result<Vec<BundleFile>, LoadError> {
     let unreadable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => LoadError::NotFound(directory.to_owned()),
         _ => LoadError::Unreadable { path: directory.to_owned(), reason: error.to_string() },
@@ -333,25 +353,28 @@ fn read_bundles(
         }
     }
     names.sort();
-    let mut bundles = Vec::with_capacity(names.len());
-    for (path, name) in names {
-        let domain = name.parse::<TrustDomain>().map_err(|error| LoadError::Bundle {
+    let mut bundle = |(path, name): (PathBuf, String)| BundleFile {
+        domain: name.parse::<TrustDomain>().map_err(|error| LoadError::Bundle {
             path: path.clone(),
             reason: format!("the file's name is no trust domain: {error}"),
-        })?;
-        let content = directories
+        }),
+        content: directories
             .read(&path, MAX_FILE_BYTES)
-            .map_err(|fault| LoadError::reading(&path, MAX_FILE_BYTES, fault))?;
-        bundles.push((path, domain, content));
-    }
-    Ok(bundles)
+            .map_err(|fault| LoadError::reading(&path, MAX_FILE_BYTES, fault)),
+        path,
+    };
+    Ok(names.into_iter().map(&mut bundle).collect())
 }
 
+/// Builds a generation, of `before` where a part can't be used that must not hold up the rest: a
+/// partner's bundle must not hold up our own rotation or a revocation, nor a broken list our own
+/// rotation.
 pub(crate) fn build(
     files: &IdentityFiles,
     snapshot: &Snapshot,
+    before: Option<&TlsGeneration>,
     now: UnixTime,
-) -> Result<TlsGeneration, LoadError> {
+) -> Result<Built, LoadError> {
     let (cert_path, key_path) = match &files.svid {
         SvidSource::Files { cert, key } => (cert, key),
         SvidSource::Bundle { file } => (file, file),
@@ -365,8 +388,18 @@ pub(crate) fn build(
         let (path, expected) = (cert_path.clone(), expected.clone());
         return Err(LoadError::TrustDomain { path, found: own_domain, expected });
     }
-    let lists = revocation_lists(files, snapshot)?;
-    let bundles = trust_bundles(files, snapshot, &own_domain)?.with_revocation_lists(lists);
+    let before = before.map(|generation| generation.verifier().bundles());
+    let mut faults = Vec::new();
+    let mut bundles = trust_bundles(files, snapshot, &own_domain, before, &mut faults)?;
+    match (revocation_lists(files, snapshot), before) {
+        (Ok(lists), _) => bundles = bundles.with_revocation_lists(lists),
+        (Err(fault), Some(before)) => {
+            bundles = bundles.with_the_lists_of(before);
+            faults.push(fault);
+        }
+        // What they would have revoked is not known.
+        (Err(fault), None) => return Err(fault),
+    }
     let generation = key
         .der()
         .map_err(|fault| GenerationError::UnusableKey(fault.to_string()))
@@ -377,13 +410,15 @@ pub(crate) fn build(
         tracing::warn!(%file, %reason, "peers with our trust bundle would refuse our certificate");
     }
     warn_if_world_readable(key_path);
-    Ok(generation)
+    Ok(Built { generation, faults })
 }
 
 fn trust_bundles(
     files: &IdentityFiles,
     snapshot: &Snapshot,
     own_domain: &TrustDomain,
+    before: Option<&TrustBundles>,
+    faults: &mut Vec<LoadError>,
 ) -> Result<TrustBundles, LoadError> {
     let mut bundles = TrustBundles::new();
     let mut add = |path: &Path, domain: &TrustDomain, content: &[u8]| {
@@ -392,8 +427,19 @@ fn trust_bundles(
             .map_err(|error| LoadError::Bundle { path: path.to_owned(), reason: error.to_string() })
     };
     add(&files.ca, own_domain, &snapshot.ca)?;
-    for (path, domain, content) in &snapshot.bundles {
-        add(path, domain, content)?;
+    let mut broken = Vec::new();
+    for BundleFile { path, domain, content } in &snapshot.bundles {
+        let added = match (domain, content) {
+            (Ok(domain), Ok(content)) => add(path, domain, content),
+            (Err(fault), _) | (_, Err(fault)) => Err(fault.clone()),
+        };
+        if let Err(fault) = added {
+            broken.extend(domain.as_ref().ok());
+            faults.push(fault);
+        }
+    }
+    for domain in broken {
+        bundles.keep(domain, before);
     }
     Ok(bundles)
 }
@@ -402,11 +448,11 @@ fn revocation_lists(
     files: &IdentityFiles,
     snapshot: &Snapshot,
 ) -> Result<RevocationLists, LoadError> {
-    match (&files.crl, &snapshot.crl) {
-        (Some(path), Some(content)) => RevocationLists::from_file(content)
-            .map_err(|error| LoadError::BadCrl { path: path.clone(), error }),
-        _ => Ok(RevocationLists::default()),
-    }
+    let (Some(path), Some(content)) = (&files.crl, &snapshot.crl) else {
+        return Ok(RevocationLists::default());
+    };
+    RevocationLists::from_file(content.as_ref().map_err(Clone::clone)?)
+        .map_err(|error| LoadError::BadCrl { path: path.clone(), error })
 }
 
 fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, LoadError> {

@@ -6,16 +6,20 @@ use rustls_pki_types::UnixTime;
 
 use crate::files::ContentHash;
 use crate::generation::TlsGeneration;
-use crate::load::{IdentityFiles, LoadError, build, read_stable};
+use crate::load::{Built, IdentityFiles, LoadError, build, read_stable};
 
 /// What a poll found.
 #[derive(Debug)]
 pub enum Outcome {
     /// Nothing new, be it good or bad.
     Unchanged,
-    /// A generation to publish: a new one, or the last good one again when its content came back
-    /// after something broken.
+    /// A generation to publish: a new one, or the last one again when its content came back after
+    /// something broken.
     Loaded(Arc<TlsGeneration>),
+    /// A generation to publish that does without the parts whose faults are here. A trust domain's
+    /// bundle that can't be used stays as it was, or is missing where there was none; revocation
+    /// lists that can't be used stay as they were. At least one fault.
+    Partly(Arc<TlsGeneration>, Vec<LoadError>),
     /// Something new and broken. The last good generation stays.
     Failed(LoadError),
 }
@@ -75,13 +79,17 @@ impl Reloader {
         {
             return Outcome::Loaded(Arc::clone(generation));
         }
-        match build(&self.files, &snapshot, now) {
-            Ok(generation) => {
-                let generation = Arc::new(generation);
-                self.good = Some((snapshot.hash, Arc::clone(&generation)));
-                Outcome::Loaded(generation)
-            }
-            Err(error) => Outcome::Failed(error),
+        let before = self.current().map(Arc::as_ref);
+        let Built { generation, faults } = match build(&self.files, &snapshot, before, now) {
+            Ok(built) => built,
+            Err(error) => return Outcome::Failed(error),
+        };
+        let generation = Arc::new(generation);
+        self.good = Some((snapshot.hash, Arc::clone(&generation)));
+        if faults.is_empty() {
+            Outcome::Loaded(generation)
+        } else {
+            Outcome::Partly(generation, faults)
         }
     }
 }

@@ -18,7 +18,7 @@ use pillion_certs::generation::{KeyExchange, OwnState, TlsGeneration};
 use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
 use pillion_certs::load::{IdentityFiles, LoadError, SvidSource, load};
 use pillion_certs::reload::{Outcome, Reloader};
-use pillion_certs::revoke::revocation_list;
+use pillion_certs::revoke::{Serial, revocation_list};
 use pillion_certs::watch::{DirWatch, WatchError};
 use rustls_pki_types::UnixTime;
 
@@ -48,6 +48,18 @@ fn loaded(outcome: Outcome) -> Arc<TlsGeneration> {
     match outcome {
         Outcome::Loaded(generation) => generation,
         other => panic!("not loaded: {other:?}"),
+    }
+}
+
+/// A generation, and the fault of the one part that it does without.
+#[track_caller]
+fn partly(outcome: Outcome) -> (Arc<TlsGeneration>, LoadError) {
+    match outcome {
+        Outcome::Partly(generation, faults) => match <[LoadError; 1]>::try_from(faults) {
+            Ok([fault]) => (generation, fault),
+            Err(faults) => panic!("{faults:?}"),
+        },
+        other => panic!("not a part: {other:?}"),
     }
 }
 
@@ -293,11 +305,11 @@ fn revocation_lists_are_loaded_with_the_rest_and_as_carefully() {
         (&huge, "too_large"),
     ] {
         fs::write(&path, content).unwrap();
-        let error = failed(reloader.poll(now));
+        let (kept, error) = partly(reloader.poll(now));
         assert_eq!(error.label(), label, "{error}");
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}: which file?");
+        assert_eq!(kept.revocation_lists().len(), 1, "the lists of before stay");
         unchanged(&reloader.poll(now));
-        assert!(Arc::ptr_eq(reloader.current().unwrap(), &first));
     }
     // More than a certificate may have, and still a list.
     let padded = format!("{}{good}", "# padding\n".repeat(200_000));
@@ -306,7 +318,72 @@ fn revocation_lists_are_loaded_with_the_rest_and_as_carefully() {
     fs::write(&path, &good).unwrap();
     loaded(reloader.poll(now));
     fs::remove_file(&path).unwrap();
-    assert_eq!(failed(reloader.poll(now)).label(), "not_found");
+    let (kept, error) = partly(reloader.poll(now));
+    assert_eq!((error.label(), kept.revocation_lists().len()), ("not_found", 1));
+}
+
+/// Whoever keeps a partner's bundle holds up neither our rotation nor a revocation.
+#[test]
+fn a_broken_bundle_of_another_domain_is_its_own_business() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (ca, partner) = (authority(DOMAIN), authority("partner.example"));
+    let (peer, theirs) = (svid(&ca, &id("/peer")), svid(&partner, "spiffe://partner.example/a"));
+    let bundles = dir.join("bundles");
+    let (bundle, list) = (bundles.join("partner.example.pem"), dir.join("crl.pem"));
+    fs::create_dir(&bundles).unwrap();
+    write(dir, &svid(&ca, &id("/a")), &ca);
+    fs::write(&bundle, "").unwrap();
+    let revoking = |serials: &[_]| revocation_list(&ca, None, serials, None, HOUR).unwrap();
+    fs::write(&list, revoking(&[])).unwrap();
+    let trust_bundles_dir = Some(bundles.clone());
+    let mut reloader = Reloader::new(IdentityFiles {
+        trust_bundles_dir,
+        crl: Some(list.clone()),
+        ..files_in(dir)
+    });
+    let mut poll = || reloader.poll(UnixTime::now());
+    let verdict = |generation: &TlsGeneration, svid: &Issued| {
+        let verdict = generation.verified_peer(Some(&common::chain(svid)));
+        verdict.err().map(|refusal| refusal.label())
+    };
+
+    let (start, fault) = partly(poll());
+    assert_eq!(fault.label(), "empty");
+    assert_eq!(verdict(&start, &peer), None, "ours are served");
+    assert_eq!(verdict(&start, &theirs), Some("untrusted_domain"));
+    fs::write(&bundle, &partner.cert_pem).unwrap();
+    assert_eq!(verdict(&loaded(poll()), &theirs), None);
+
+    for (broken, label) in [("hello", "bad_pem"), (peer.chain_pem.as_str(), "bundle")] {
+        fs::write(&bundle, broken).unwrap();
+        let (kept, fault) = partly(poll());
+        assert_eq!(fault.label(), label, "{fault}");
+        assert_eq!(verdict(&kept, &theirs), None, "what was good stays");
+    }
+    unchanged(&poll());
+    let ours = svid(&ca, &id("/a"));
+    write(dir, &ours, &ca);
+    let serial = Serial::of_certificate(peer.chain_pem.as_bytes(), &ca).unwrap();
+    fs::write(&list, revoking(&[serial])).unwrap();
+    let (next, _) = partly(poll());
+    assert_eq!(verdict(&next, &peer), Some("revoked"));
+    assert_eq!(next.own_id().as_str(), id("/a"));
+    let (next_serial, ours) = (next.serial().to_owned(), common::chain(&ours));
+    let shown = next.verified_peer(Some(&ours)).unwrap();
+    assert_eq!(shown.serial(), next_serial, "the next certificate is in use");
+
+    fs::write(bundles.join("Bad Name.pem"), &partner.cert_pem).unwrap();
+    let Outcome::Partly(_, faults) = poll() else { panic!("a name that is no domain's") };
+    assert_eq!(faults.len(), 2);
+    fs::remove_file(&bundle).unwrap();
+    let (without, fault) = partly(poll());
+    assert!(fault.to_string().contains("Bad Name.pem"), "{fault}");
+    assert_eq!(
+        verdict(&without, &theirs),
+        Some("untrusted_domain"),
+        "a file that has gone is gone"
+    );
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub const ENDPOINTS: &[(&str, &str, &str)] = &[
 ];
 
 /// A future that an [`Source`] answers with.
-pub type Answer<'a> = Pin<Box<dyn Future<Output = Value> + Send + 'a>>;
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A status and one line.
 pub type StatusLine = (StatusCode, Arc<str>);
@@ -57,19 +57,15 @@ pub trait Source: Send + Sync {
     fn started(&self) -> bool;
     /// Runs the app's probe of a path, as it is asked at one of the pod's addresses; none if
     /// there is no such probe.
-    fn probe_app<'a>(
-        &'a self,
-        path: &'a str,
-        at: SocketAddr,
-    ) -> Pin<Box<dyn Future<Output = Option<StatusLine>> + Send + 'a>>;
+    fn probe_app<'a>(&'a self, path: &'a str, at: SocketAddr) -> Answer<'a, Option<StatusLine>>;
     /// How long a probe of the app may take at most.
     fn longest_probe(&self) -> Duration;
     /// The metrics' text.
     fn metrics(&self) -> Vec<u8>;
     /// The configuration in force.
     fn config(&self) -> Value;
-    /// The connections open now.
-    fn connections(&self) -> Answer<'_>;
+    /// The connections open now; none where not all of them could be asked for.
+    fn connections(&self) -> Answer<'_, Option<Value>>;
     /// The certificates in force.
     fn certificates(&self) -> Value;
     /// The policy in force.
@@ -128,7 +124,13 @@ pub async fn answer<B>(
             text(StatusCode::OK, "text/plain; version=0.0.4", source.metrics())
         }
         (Role::Admin, "/config") if get => json(&source.config()),
-        (Role::Admin, "/connections") if get => json(&source.connections().await),
+        (Role::Admin, "/connections") if get => match source.connections().await {
+            Some(list) => json(&list),
+            None => plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "a worker has not listed its connections in time; ask again\n",
+            ),
+        },
         (Role::Admin, "/certs") if get => json(&source.certificates()),
         (Role::Admin, "/policy") if get => json(&source.policy()),
         (Role::Admin, "/logging") if get => json(&json!({ "filter": source.log_filter() })),
@@ -195,7 +197,7 @@ mod tests {
             &'a self,
             path: &'a str,
             at: SocketAddr,
-        ) -> Pin<Box<dyn Future<Output = Option<StatusLine>> + Send + 'a>> {
+        ) -> Answer<'a, Option<StatusLine>> {
             let line = Arc::from(format!("asked at {at}"));
             let known = path == "/app-health/{container}/{kind}";
             Box::pin(async move { known.then_some((StatusCode::IM_A_TEAPOT, line)) })
@@ -209,8 +211,9 @@ mod tests {
         fn config(&self) -> Value {
             json!({})
         }
-        fn connections(&self) -> Answer<'_> {
-            Box::pin(async { json!([]) })
+        fn connections(&self) -> Answer<'_, Option<Value>> {
+            let busy = self.pending.contains(&"worker");
+            Box::pin(async move { (!busy).then(|| json!([])) })
         }
         fn certificates(&self) -> Value {
             json!({})
@@ -259,6 +262,14 @@ mod tests {
         let (status, body) = ask(Role::Health, &[], "GET", "/app-health/web/livenessProbe").await;
         assert!(status == 404 && body.contains("PILLION_APP_PROBES"), "{body}");
         assert_eq!(ask(Role::Health, &[], "POST", path).await.0, 404);
+    }
+
+    /// Half of a list would say of the other half that it is not there.
+    #[tokio::test]
+    async fn connections_are_all_there_or_none() {
+        assert_eq!(ask(Role::Admin, &[], "GET", "/connections").await, (200, "[]".into()));
+        let (status, body) = ask(Role::Admin, &["worker"], "GET", "/connections").await;
+        assert!(status == 503 && body.contains("ask again"), "{status} {body}");
     }
 
     #[tokio::test]

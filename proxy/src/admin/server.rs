@@ -85,7 +85,6 @@ async fn one(role: Role, source: Arc<dyn Source>, stream: TcpStream, waits: Arc<
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
-    use std::pin::Pin;
 
     use hyper::StatusCode;
     use serde_json::Value;
@@ -103,11 +102,7 @@ mod tests {
     struct Slow(Arc<Notify>);
 
     impl Source for Slow {
-        fn probe_app<'a>(
-            &'a self,
-            _: &'a str,
-            _: SocketAddr,
-        ) -> Pin<Box<dyn Future<Output = Option<StatusLine>> + Send + 'a>> {
+        fn probe_app<'a>(&'a self, _: &'a str, _: SocketAddr) -> Answer<'a, Option<StatusLine>> {
             Box::pin(async {
                 self.0.notified().await;
                 Some((StatusCode::OK, "ok".into()))
@@ -128,8 +123,8 @@ mod tests {
         fn config(&self) -> Value {
             Value::Null
         }
-        fn connections(&self) -> Answer<'_> {
-            Box::pin(async { Value::Null })
+        fn connections(&self) -> Answer<'_, Option<Value>> {
+            Box::pin(async { None })
         }
         fn certificates(&self) -> Value {
             Value::Null

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use pillion_certs::generation::TlsGeneration;
 use pillion_certs::reload::Outcome;
 use pillion_certs::spiffe::TrustDomain;
 use pillion_certs::watch::{ContentHash, DirWatch, content_hash};
@@ -106,32 +107,44 @@ impl Reload {
     }
 
     fn load_certificates(&mut self) {
-        let shared = &self.shared;
+        let metrics = &self.shared.metrics;
         match self.certificates.poll(UnixTime::now()) {
             Outcome::Unchanged => {}
             Outcome::Failed(e) => {
-                shared.metrics.certificate_reload(e.label());
-                let kept = shared.published.tls.load().is_some();
+                metrics.certificate_reload(e.label());
+                let kept = self.shared.published.tls.load().is_some();
                 tracing::error!(error = %e, last_good_stays = kept, "certificates can't be used");
             }
-            Outcome::Loaded(generation) => {
-                shared.metrics.certificate_reload("ok");
-                if let Some(entry) = generation.own_revocation() {
+            Outcome::Loaded(generation) => self.publish(generation),
+            Outcome::Partly(generation, faults) => {
+                for e in faults {
+                    metrics.certificate_reload(e.label());
                     tracing::error!(
-                        serial = entry.serial,
-                        reason = entry.reason.unwrap_or("not given"),
-                        "our own certificate is revoked: peers refuse it; issue a new one"
+                        error = %e,
+                        "this part of the certificates can't be used: it stays as it was, or is missing where there was none"
                     );
                 }
-                tracing::info!(
-                    id = %generation.own_id(), serial = generation.serial(),
-                    revocation_lists = generation.revocation_lists().len(),
-                    not_after = unix(generation.not_after()), "certificates loaded"
-                );
-                shared.published.tls.store(Some(generation));
-                self.workers.renew();
+                self.publish(generation);
             }
         }
+    }
+
+    fn publish(&self, generation: Arc<TlsGeneration>) {
+        self.shared.metrics.certificate_reload("ok");
+        if let Some(entry) = generation.own_revocation() {
+            tracing::error!(
+                serial = entry.serial,
+                reason = entry.reason.unwrap_or("not given"),
+                "our own certificate is revoked: peers refuse it; issue a new one"
+            );
+        }
+        tracing::info!(
+            id = %generation.own_id(), serial = generation.serial(),
+            revocation_lists = generation.revocation_lists().len(),
+            not_after = unix(generation.not_after()), "certificates loaded"
+        );
+        self.shared.published.tls.store(Some(generation));
+        self.workers.renew();
     }
 
     fn load_policy(&mut self) {

@@ -1,7 +1,6 @@
 //! What the health, metrics and admin servers tell.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -57,11 +56,7 @@ impl Source for Report {
         self.readiness.started()
     }
 
-    fn probe_app<'a>(
-        &'a self,
-        path: &'a str,
-        at: SocketAddr,
-    ) -> Pin<Box<dyn Future<Output = Option<StatusLine>> + Send + 'a>> {
+    fn probe_app<'a>(&'a self, path: &'a str, at: SocketAddr) -> Answer<'a, Option<StatusLine>> {
         Box::pin(async move {
             let answer = self.app_health.ask(path, at).await?;
             Some((answer.status, answer.line))
@@ -109,18 +104,19 @@ impl Source for Report {
         })
     }
 
-    fn connections(&self) -> Answer<'_> {
+    fn connections(&self) -> Answer<'_, Option<Value>> {
         Box::pin(async {
             let mut all = Vec::new();
             for worker in &self.workers.0 {
                 let (reply, answer) = oneshot::channel();
+                // A worker that has gone, or goes meanwhile, has none.
                 if worker.send(Command::Connections(reply)).is_ok()
-                    && let Ok(Ok(list)) = tokio::time::timeout(LIST_TIMEOUT, answer).await
+                    && let Ok(list) = tokio::time::timeout(LIST_TIMEOUT, answer).await.ok()?
                 {
                     all.extend(list);
                 }
             }
-            Value::Array(all)
+            Some(Value::Array(all))
         })
     }
 

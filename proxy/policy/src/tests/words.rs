@@ -80,3 +80,17 @@ fn a_policy_has_its_name_and_knows_whether_it_needs_a_domain() {
     assert!(with("ns/sa", full).needs_own_trust_domain());
     assert!(with(full, "ns/sa").needs_own_trust_domain());
 }
+
+#[test]
+fn an_open_rule_is_named_by_the_block_that_opens_it() {
+    let opens = |blocks: &str| {
+        let rule = format!("{{name: a, action: allow, from: [{{ipBlocks: [{blocks}]}}]}}");
+        let warnings = good(&rules(&rule)).warnings;
+        warnings.iter().map(|d| d.message.split(" is every").next().unwrap().to_owned()).collect()
+    };
+    let opens: [Vec<String>; 3] =
+        ["10.0.0.0/8, 0.0.0.0/0", "0.0.0.0/0, ::/0", "0.0.0.0/1, 128.0.0.0/1"].map(opens);
+    assert_eq!(opens[0], ["0.0.0.0/0"]);
+    assert_eq!(opens[1], ["0.0.0.0/0", "::/0"]);
+    assert_eq!(opens[2], ["this list"]);
+}
