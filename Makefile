@@ -25,6 +25,7 @@ test: setup lint unit kubernetes fuzz-brief e2e ## every check and every test
 lint: ## formatting, clippy, rustdoc, dependency bans and licences
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features pillion-testbed/image -- -D warnings
+	cargo clippy --locked -p pillion-proxy --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
 	scripts/cargo-deny check --hide-inclusion-graph bans licenses sources
 

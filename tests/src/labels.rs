@@ -88,6 +88,8 @@ pub mod metric {
     pub const POLICY_LOADED: &str = "pillion_policy_last_reload_successful";
     /// Attempts to connect that failed, by `direction` and `reason`.
     pub const CONNECT_FAILURES: &str = "pillion_connect_failures_total";
+    /// Names of the policy of which no address is known.
+    pub const HOSTS_WITHOUT_ADDRESS: &str = "pillion_policy_hosts_without_address";
     /// Connections that a panic has ended.
     pub const PANICS: &str = "pillion_panics_total";
     /// Lines that the log had no room for.
@@ -106,6 +108,8 @@ pub mod reason {
     pub const PEER_RESET: &str = "peer_reset";
     /// A peer does not answer any more.
     pub const PEER_TIMEOUT: &str = "peer_timeout";
+    /// The system has another error for a socket.
+    pub const IO_ERROR: &str = "io_error";
     /// FIN without `close_notify`.
     pub const TRUNCATED: &str = "truncated";
     /// A peer breaks a rule of the tunnel's protocol.
@@ -128,6 +132,8 @@ pub mod reason {
     pub const HANDSHAKE_FAILED: &str = "handshake_failed";
     /// The peer was silent until the handshake's deadline.
     pub const HANDSHAKE_TIMEOUT: &str = "handshake_timeout";
+    /// A client of a permissive port did not show in time what it speaks.
+    pub const DETECT_TIMEOUT: &str = "detect_timeout";
     /// The kernel refused a connection to it for another reason.
     pub const CONNECT_FAILED: &str = "connect_failed";
     /// The server or the app refused the connection.

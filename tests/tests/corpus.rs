@@ -14,6 +14,9 @@ use pillion_testbed::{
 
 const APP: u16 = 8080;
 
+/// So many SVIDs are presented in each direction, or the corpus has lost some.
+const LEAST: usize = 60;
+
 /// The corpus, and a sidecar's options with what judges it.
 fn judged_by(
     bed: &Testbed,
@@ -21,6 +24,9 @@ fn judged_by(
     identity: &str,
 ) -> Result<(CorpusFiles, MeshOptions), Failure> {
     let corpus = forge::corpus(&bed.ca()?, &bed.directory().join("corpus"))?;
+    let count = corpus.presented.len();
+    println!("{count} SVIDs");
+    assert!(count >= LEAST, "{count} SVIDs, of {LEAST} at least");
     let own = bed.issue(&bed.ca()?, identity, "judge")?;
     std::fs::copy(&corpus.bundle, own.join("ca.crt"))?;
     let options = MeshOptions::new(policy, identity)

@@ -131,7 +131,9 @@ fn servers_are_called_with_our_certificate_and_held_to_theirs() {
                 (bed.pod(&format!("srv{number}"))?, bed.pod(&format!("cli{number}"))?);
             let to = SocketAddr::new(server.v4(), TLS);
             let call = policy::call(&[server.v4()], SERVER);
-            let caller = client.mesh(bed, MeshOptions::new(call, CLIENT))?;
+            // Each worker learns for itself which servers refuse the protocols that we offer.
+            let call = MeshOptions::new(call, CLIENT).env("PILLION_WORKERS", "1");
+            let caller = client.mesh(bed, call)?;
             let serving = start(&server, &good)?;
             let answer = curl(&client, to)?;
             println!("{name}: {answer:.200}");
@@ -150,10 +152,15 @@ fn servers_are_called_with_our_certificate_and_held_to_theirs() {
             drop(serving);
             let _other = start(&server, &stranger)?;
             assert_eq!(curl(&client, to)?, "", "{name}: with another identity");
-            caller.wait_logs(name, 1, |line| {
+            let lines = caller.wait_logs(name, 1, |line| {
                 line.is(direction::OUTBOUND, reason::WRONG_IDENTITY)
                     && line.text(field::PEER) == STRANGER
             })?;
+            assert!(lines.iter().all(|it| it.text(field::BYTES_FROM_APP) == "0"), "{lines:?}");
+            // The first time alone, of two.
+            let refused = [("direction", direction::OUTBOUND), ("result", "no_protocol")];
+            let wanted = if name == "nginx" { 1.0 } else { 0.0 };
+            assert_eq!(caller.metric(metric::HANDSHAKES, &refused)?, wanted, "{name}");
         }
         Ok(())
     });

@@ -3,11 +3,12 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, port, reason};
+use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, port, reason};
 use pillion_testbed::stream::{End, ask, pass, read_to_end};
 use pillion_testbed::{
-    Failure, Finished, MeshOptions, Pair, Pod, Settings, Sidecar, Testbed, accept, complete,
-    finish, forge, http_get, http_request, let_pass, policy, run, run_with, untouched, wait_until,
+    Context, Failure, Finished, LogLine, MeshOptions, Pair, Pod, Settings, Sidecar, Testbed,
+    accept, complete, finish, forge, http_get, http_request, let_pass, policy, run, run_with,
+    untouched, wait_until,
 };
 use serde_json::Value;
 
@@ -409,5 +410,33 @@ fn a_peer_that_has_gone_without_a_word_is_found_by_keepalive() {
         assert!(start.elapsed() >= GONE / 2, "not for the silence: {:?}", start.elapsed());
         pair.caller.wait_ended(direction::OUTBOUND, reason::PEER_TIMEOUT, 1)?;
         pair.callee.wait_ended(direction::INBOUND, reason::PEER_TIMEOUT, 1).map(drop)
+    });
+}
+
+/// A network that goes away under bytes which nobody has acknowledged: once TCP gives up sending
+/// them again, the connection ends with what the system has said of it, and the app is told.
+#[test]
+fn what_the_system_says_of_a_network_that_has_gone_is_told() {
+    /// Sent again so often, which takes six seconds.
+    const RETRIES: &str = "4";
+    run("network-gone", |bed| {
+        let pair = Pair::new(bed)?;
+        pair.server.enter(|| {
+            let name = "/proc/sys/net/ipv4/tcp_retries2";
+            std::fs::write(name, RETRIES).context(|| name)
+        })?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (mut client, mut server) = pair.open(&listener)?;
+        pass(&mut client, &mut server, b"a question")?;
+        pass(&mut server, &mut client, b"an answer")?;
+        // The bytes are lost on the way; then there is no way any more.
+        complete(&mut pair.client.shell("ip link set eth0 down"))?;
+        std::io::Write::write_all(&mut server, b"another one")?;
+        complete(&mut pair.server.shell("ip link set eth0 down"))?;
+        assert_eq!(read_to_end(&mut server)?, (Vec::new(), End::Reset));
+        let lines = pair.callee.wait_ended(direction::INBOUND, reason::IO_ERROR, 1)?;
+        let told = |line: &LogLine| line.text(field::DETAIL).contains("unreachable");
+        assert!(lines.iter().all(told), "{lines:?}");
+        Ok(())
     });
 }

@@ -7,14 +7,14 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, reason};
+use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, reason};
 use pillion_testbed::pace::{paced, runtime};
 use pillion_testbed::peer::{TlsPeer, identity};
 use pillion_testbed::stream::{End, pass, read_to_end};
 use pillion_testbed::wear::descriptors_at_rest;
 use pillion_testbed::{
-    Context, Failure, LogLine, MemoryGroup, MeshOptions, Pair, Pod, Settings, Sidecar, complete,
-    let_pass, more_descriptors, policy, run, untouched, wait_until,
+    Context, Failure, LogLine, MemoryGroup, MeshOptions, Pair, Pod, Settings, Sidecar, accept,
+    complete, let_pass, more_descriptors, policy, run, untouched, wait_until,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
@@ -347,6 +347,50 @@ fn check_told(callee: &Sidecar, count: usize) -> Result<(), Failure> {
     let late = |line: &LogLine| line.is(direction::INBOUND, reason::HANDSHAKE_TIMEOUT);
     assert_eq!(callee.wait_logs("the stalled", count, late)?.len(), count);
     Ok(())
+}
+
+/// On a permissive port the first bytes say what a client speaks. Who does not show it is waited for
+/// as long as the variable says, whatever comes meanwhile, and the app is not dialled before.
+#[test]
+fn on_a_permissive_port_who_does_not_show_what_it_speaks_is_reset() {
+    const DETECT: Duration = Duration::from_secs(2);
+    run("detect-timeout", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let serve = MeshOptions::new(policy::serve_in_mode("permissive"), SERVER);
+        let callee = server.mesh(bed, serve.env("PILLION_DETECT_TIMEOUT", "2s"))?;
+        let hello = TlsPeer::hello(&identity(&bed.issue(&bed.ca()?, CLIENT, "own")?)?)?;
+        let mut count = 0;
+        for address in server.addresses() {
+            let app = server.listen(SocketAddr::new(address, APP))?;
+            // A whole ClientHello shows all that there is to show.
+            let unclear = |manner: &Manner| (manner.says)(hello.len()) < hello.len();
+            for manner in MANNERS.into_iter().filter(unclear) {
+                let (said, rest) = hello.split_at((manner.says)(hello.len()));
+                let start = Instant::now();
+                let mut stream = client.connect(app.local_addr()?)?;
+                stream.write_all(said)?;
+                for byte in rest.iter().take(if manner.drips { 5 } else { 0 }) {
+                    let_pass(DETECT / 10);
+                    stream.write_all(&[*byte])?;
+                }
+                assert_eq!(read_to_end(&mut stream)?, (Vec::new(), End::Reset), "{manner:?}");
+                let took = start.elapsed();
+                println!("{address}, {}: reset after {took:?}", manner.name);
+                assert!(took >= DETECT.mul_f32(0.95), "{manner:?}: {took:?}");
+                assert!(took < 3 * DETECT, "{manner:?}: {took:?}");
+                count += 1;
+            }
+            untouched(&app)?;
+            // Who speaks is served.
+            let mut asking = client.connect(app.local_addr()?)?;
+            asking.write_all(b"hello")?;
+            pass(&mut accept(&app)?, &mut asking, b"and back")?;
+        }
+        let lines = callee.wait_ended(direction::INBOUND, reason::DETECT_TIMEOUT, count)?;
+        assert!(lines.iter().all(|line| line.text(field::PEER).is_empty()), "{lines:?}");
+        assert_eq!(callee.metric(metric::HANDSHAKES, &[])?, 0.0, "none has begun");
+        Ok(())
+    });
 }
 
 /// Handshakes that stall take nearly all the memory that a container has. When they have gone,

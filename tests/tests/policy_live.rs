@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 
 use pillion_testbed::labels::{
     CLIENT, PARTNER, PARTNER_DOMAIN, SERVER, STRANGER, TRUST_DOMAIN, direction, field, metric,
@@ -10,7 +11,7 @@ use pillion_testbed::labels::{
 };
 use pillion_testbed::stream::{End, ask, pass, read_to_end};
 use pillion_testbed::{
-    Failure, MeshOptions, Pair, Pod, Sidecar, Testbed, accept, policy, run, untouched,
+    Failure, LogLine, MeshOptions, Pair, Pod, Sidecar, Testbed, accept, policy, run, untouched,
 };
 
 const APP: u16 = 8080;
@@ -160,63 +161,134 @@ fn bracketed(address: &str) -> String {
     if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
 }
 
-/// The bundles that a pod has of other meshes.
-fn bundles(bed: &Testbed, name: &str) -> Result<std::path::PathBuf, Failure> {
-    let directory = bed.directory().join(name);
-    fs::create_dir(&directory)?;
-    Ok(directory)
+/// A policy that lets everyone of these trust domains in.
+fn accepting(domains: &str) -> String {
+    let everyone = "  - {name: everyone, action: allow, from: [{any: true}]}\n";
+    inbound(&format!("trustDomains: [{domains}]\n"), "strict", "deny", everyone)
+}
+
+/// A pod of the mesh that serves a partner's mesh, too, and a pod of that mesh that calls it.
+struct Federation {
+    server: Pod,
+    callee: Sidecar,
+    client: Pod,
+    caller: Sidecar,
+    /// The bundles that the server's sidecar has of other meshes: none at first.
+    bundles: PathBuf,
+}
+
+impl Federation {
+    /// The partner's pod has its certificate from the authority `partners`.
+    fn new(bed: &Testbed, partners: &Path) -> Result<Self, Failure> {
+        let (server, client) = (bed.pod("srv")?, bed.pod("prt")?);
+        let [bundles, theirs] = ["ours", "theirs"].map(|name| bed.directory().join(name));
+        for directory in [&bundles, &theirs] {
+            fs::create_dir(directory)?;
+        }
+        fs::copy(bed.ca()?.join("ca.crt"), theirs.join(format!("{TRUST_DOMAIN}.pem")))?;
+        let both = format!("{TRUST_DOMAIN}, {PARTNER_DOMAIN}");
+        let serve = MeshOptions::new(accepting(&both), SERVER)
+            .env("PILLION_TRUST_BUNDLES_DIR", &bundles.display().to_string());
+        let callee = server.mesh(bed, serve)?;
+        let call = policy::call(&server.addresses(), SERVER)
+            .replace("inbound:", &format!("trustDomains: [{both}]\ninbound:"));
+        let call = MeshOptions::new(call, PARTNER)
+            .certificates_from(bed.issue(partners, PARTNER, "partner")?)
+            .env("PILLION_TRUST_BUNDLES_DIR", &theirs.display().to_string());
+        let caller = client.mesh(bed, call)?;
+        Ok(Self { server, callee, client, caller, bundles })
+    }
+
+    /// Gives the server's sidecar the partner's bundle, of these authorities; of none, takes it
+    /// away. Returns once that is loaded.
+    fn trust(&self, bed: &Testbed, authorities: &[&Path]) -> Result<(), Failure> {
+        let before = self.callee.loads(true)?;
+        let bundle = self.bundles.join(format!("{PARTNER_DOMAIN}.pem"));
+        if authorities.is_empty() {
+            fs::remove_file(bundle)?;
+        } else {
+            let read = |ca: &&Path| fs::read_to_string(ca.join("ca.crt"));
+            let pem = authorities.iter().map(read).collect::<Result<String, _>>()?;
+            let fresh = bed.directory().join("partner.pem");
+            fs::write(&fresh, pem)?;
+            fs::rename(&fresh, bundle)?;
+        }
+        self.callee.wait_load(true, before)
+    }
+
+    /// Gives the partner's pod a certificate by one of its mesh's authorities.
+    fn issue(&mut self, bed: &Testbed, ca: &Path, name: &str) -> Result<(), Failure> {
+        let before = self.caller.loads(true)?;
+        self.caller.publish(&bed.issue(ca, PARTNER, name)?)?;
+        self.caller.wait_load(true, before)
+    }
+
+    /// One more connection of the partner's is refused, the `count`th of all, for `why`.
+    fn refused(&self, app: &TcpListener, why: &str, count: usize) -> Result<(), Failure> {
+        let outcome = ask(&self.client, app.local_addr()?, b"let me in")?;
+        assert!(outcome.is_turned_away(), "{why}: {outcome:?}");
+        let way = direction::INBOUND;
+        let lines = self.callee.wait_ended(way, reason::CERTIFICATE_REFUSED, count)?;
+        let last = lines.last().map(|line| line.text(field::DETAIL)).unwrap_or_default();
+        assert!(last.contains(why), "{why}: {last}");
+        untouched(app)
+    }
 }
 
 #[test]
 fn a_partners_peers_need_a_bundle_and_the_policys_word() {
     run("federation", |bed| {
-        let (server, client) = (bed.pod("srv")?, bed.pod("prt")?);
-        let (ours, theirs) = (bundles(bed, "ours")?, bundles(bed, "theirs")?);
         let partners = bed.foreign_ca(PARTNER_DOMAIN)?;
-        fs::copy(bed.ca()?.join("ca.crt"), theirs.join(format!("{TRUST_DOMAIN}.pem")))?;
-        let everyone = "  - {name: everyone, action: allow, from: [{any: true}]}\n";
-        let accepting = |domains: &str| {
-            inbound(&format!("trustDomains: [{domains}]\n"), "strict", "deny", everyone)
-        };
-        let both = format!("{TRUST_DOMAIN}, {PARTNER_DOMAIN}");
-        let serve = MeshOptions::new(accepting(&both), SERVER)
-            .env("PILLION_TRUST_BUNDLES_DIR", &ours.display().to_string());
-        let callee = server.mesh(bed, serve)?;
-        let call = policy::call(&server.addresses(), SERVER)
-            .replace("inbound:", &format!("trustDomains: [{both}]\ninbound:"));
-        let call = MeshOptions::new(call, PARTNER)
-            .certificates_from(bed.issue(&partners, PARTNER, "partner")?)
-            .env("PILLION_TRUST_BUNDLES_DIR", &theirs.display().to_string());
-        let _caller = client.mesh(bed, call)?;
-        let listener = server.listen(SocketAddr::new(server.v4(), APP))?;
-        let to = listener.local_addr()?;
-        let refused = [("direction", direction::INBOUND), ("reason", reason::CERTIFICATE_REFUSED)];
-        let named = |line: &pillion_testbed::LogLine| {
-            line.is(direction::INBOUND, reason::CERTIFICATE_REFUSED)
-                && line.text(field::DETAIL).contains(refusal::UNTRUSTED_DOMAIN)
-        };
+        let mesh = Federation::new(bed, &partners)?;
+        let listener = mesh.server.listen(SocketAddr::new(mesh.server.v4(), APP))?;
+        // Listed, but without a bundle.
+        mesh.refused(&listener, refusal::UNTRUSTED_DOMAIN, 1)?;
 
-        assert!(ask(&client, to, b"no bundle")?.is_turned_away(), "listed, but without a bundle");
-        callee.wait_metric(metric::CLOSED, &refused, 1.0)?;
-        callee.wait_logs("the domain without a bundle", 1, named)?;
+        mesh.trust(bed, &[&partners])?;
+        let (mut asking, mut answering) = open(&mesh.client, &listener)?;
 
-        let loads = callee.metric(metric::CERTIFICATE_RELOADS, &[("result", "ok")])?;
-        let fresh = bed.directory().join("partner.pem");
-        fs::copy(partners.join("ca.crt"), &fresh)?;
-        fs::rename(&fresh, ours.join(format!("{PARTNER_DOMAIN}.pem")))?;
-        callee.wait_metric(metric::CERTIFICATE_RELOADS, &[("result", "ok")], loads + 1.0)?;
-        let (mut asking, mut answering) = open(&client, &listener)?;
-
-        callee.load_policy(&accepting(TRUST_DOMAIN))?;
+        mesh.callee.load_policy(&accepting(TRUST_DOMAIN))?;
         assert_eq!(read_to_end(&mut asking)?.0, b"");
         assert_eq!(read_to_end(&mut answering)?.0, b"");
         drop((asking, answering));
-        ended_by_policy(&callee, direction::INBOUND, "trustDomains", 1)?;
-        let lines = callee.wait_logs("the partner", 1, |line| line.text(field::PEER) == PARTNER)?;
+        ended_by_policy(&mesh.callee, direction::INBOUND, "trustDomains", 1)?;
+        let of_partner = |line: &LogLine| line.text(field::PEER) == PARTNER;
+        let lines = mesh.callee.wait_logs("the partner", 1, of_partner)?;
         assert_eq!(lines.len(), 1, "{lines:?}");
-        assert!(ask(&client, to, b"not listed")?.is_turned_away(), "a bundle, but not listed");
-        callee.wait_metric(metric::CLOSED, &refused, 2.0)?;
-        callee.wait_logs("the domain that is not listed", 2, named).map(drop)
+        // A bundle, but not listed.
+        mesh.refused(&listener, refusal::UNTRUSTED_DOMAIN, 2)
+    });
+}
+
+/// The partner replaces its authority: old, old and new, new. Then it is a partner no more.
+#[test]
+fn a_partners_bundle_is_replaced_and_taken_away() {
+    run("federation-bundles", |bed| {
+        let old = bed.directory().join("old-partners");
+        fs::rename(bed.foreign_ca(PARTNER_DOMAIN)?, &old)?;
+        let new = bed.foreign_ca(PARTNER_DOMAIN)?;
+        let mut mesh = Federation::new(bed, &old)?;
+        let listener = mesh.server.listen(SocketAddr::new(mesh.server.v4(), APP))?;
+        mesh.trust(bed, &[&old])?;
+        let (mut asking, mut answering) = open(&mesh.client, &listener)?;
+
+        mesh.trust(bed, &[&old, &new])?;
+        drop(open(&mesh.client, &listener)?);
+        mesh.issue(bed, &new, "by-new")?;
+        drop(open(&mesh.client, &listener)?);
+        mesh.trust(bed, &[&new])?;
+        drop(open(&mesh.client, &listener)?);
+        let refused = [("direction", direction::INBOUND), ("reason", reason::CERTIFICATE_REFUSED)];
+        assert_eq!(mesh.callee.metric(metric::CLOSED, &refused)?, 0.0, "none so far");
+        mesh.issue(bed, &old, "by-old")?;
+        mesh.refused(&listener, refusal::UNKNOWN_ISSUER, 1)?;
+        mesh.issue(bed, &new, "by-new-again")?;
+        drop(open(&mesh.client, &listener)?);
+
+        mesh.trust(bed, &[])?;
+        mesh.refused(&listener, refusal::UNTRUSTED_DOMAIN, 2)?;
+        pass(&mut asking, &mut answering, b"what is open stays")?;
+        pass(&mut answering, &mut asking, b"through it all")
     });
 }
 

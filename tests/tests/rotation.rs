@@ -1,19 +1,26 @@
 //! Certificates and authorities that are replaced under load: each new connection is a handshake
 //! of its own, and none may fail.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pillion_testbed::labels::{CLIENT, SERVER, direction, metric, reason};
 use pillion_testbed::load::{recycle_ports, under_load};
 use pillion_testbed::stream::pass;
-use pillion_testbed::{Failure, Pair, Sidecar, Testbed, forge, let_pass, policy, run, wait_until};
+use pillion_testbed::{
+    Failure, MeshOptions, Pair, Pod, Sidecar, Testbed, forge, let_pass, policy, run, wait_until,
+};
 
 const APP: u16 = 8080;
 /// For the stream that stays open through it all.
 const LONG: u16 = 8081;
 const A_SECOND: u32 = 200;
+
+/// The user that the proxy runs as.
+const PROXY_USER: u32 = 1337;
 
 /// A pair in which each connection has a handshake of its own.
 fn pair(bed: &Testbed) -> Result<Pair, Failure> {
@@ -42,6 +49,14 @@ fn all_went_well(pair: &Pair) -> Result<f64, Failure> {
         assert!(lines.is_empty(), "{way}: {lines:?}");
     }
     Ok(handshakes)
+}
+
+/// A tenth of the load, which a machine that does other things reaches too, and a handshake for each
+/// connection: reloads without a load would show nothing.
+fn were_many(served: u64, handshakes: f64, took: Duration) {
+    let least = took.as_secs_f64() * f64::from(A_SECOND) / 10.0;
+    assert!(served as f64 >= least, "{served} connections in {took:.1?}");
+    assert!(handshakes >= served as f64, "{served} connections, {handshakes} handshakes");
 }
 
 /// So many loads were counted at a sidecar, the first one among them, and so many failed; each has
@@ -163,11 +178,77 @@ fn certificates_are_replaced_under_load() {
         let each = usize::try_from(reloads).unwrap_or(usize::MAX);
         loaded(&pair.callee, 1 + each.div_ceil(2), 0)?;
         loaded(&pair.caller, 1 + each / 2, torn)?;
+        were_many(served, handshakes, took);
         println!(
             "{reloads} reloads, {torn} torn writes, {served} connections, {handshakes} handshakes, \
              {:.0} a second, none failed, in {took:.1?}",
             served as f64 / took.as_secs_f64()
         );
+        Ok(())
+    });
+}
+
+/// Files of the plainest kind, for a sidecar that is told of each by a variable.
+fn in_place(
+    bed: &Testbed,
+    pod: &Pod,
+    id: &str,
+    policy: String,
+) -> Result<(Sidecar, PathBuf), Failure> {
+    let directory = bed.issue(&bed.ca()?, id, &format!("{}-plain", pod.name()))?;
+    let mut options =
+        MeshOptions::new(policy, id).without_files().env("PILLION_ACCESS_LOG", "denied");
+    for (name, file) in [("CERT", "tls.crt"), ("KEY", "tls.key"), ("CA", "ca.crt")] {
+        let path = directory.join(file);
+        chown(&path, Some(PROXY_USER), Some(PROXY_USER))?;
+        options = options.env(&format!("PILLION_TLS_{name}_FILE"), &path.display().to_string());
+    }
+    Ok((pod.mesh(bed, options)?, directory))
+}
+
+/// Nobody swaps a folder here: the next certificate is written over the one in use, with a pause in
+/// the middle of it, and its key after it. In between there is nothing that could be loaded.
+#[test]
+fn files_are_written_over_in_place_under_load() {
+    const TIMES: usize = 10;
+    run("reloads-in-place", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let (callee, at_server) = in_place(bed, &server, SERVER, policy::serve(&[CLIENT]))?;
+        let call = policy::call_without_reuse(&server.addresses(), SERVER);
+        let (caller, at_client) = in_place(bed, &client, CLIENT, call)?;
+        let pair = Pair { client, caller, server, callee };
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let (ca, next, start) = (bed.ca()?, bed.directory().join("next"), Instant::now());
+        let served = under_load(&pair.client, &listener, A_SECOND, |well| {
+            let sides = [(&pair.callee, &at_server, SERVER), (&pair.caller, &at_client, CLIENT)];
+            for (number, (sidecar, files, id)) in sides.into_iter().cycle().take(TIMES).enumerate()
+            {
+                forge::valid(&ca, id, -60, 3600, &next)?;
+                let (good, bad) = (sidecar.loads(true)?, sidecar.loads(false)?);
+                let whole = fs::read(next.join("tls.crt"))?;
+                let (half, rest) = whole.split_at(whole.len() / 2);
+                let mut file = File::create(files.join("tls.crt"))?;
+                file.write_all(half)?;
+                file.flush()?;
+                sidecar.wait_load(false, bad)?;
+                assert_eq!(sidecar.loads(true)?, good, "half a certificate is none");
+                file.write_all(rest)?;
+                drop(file);
+                // It may be seen with the key of the one before.
+                fs::write(files.join("tls.key"), fs::read(next.join("tls.key"))?)?;
+                sidecar.wait_load(true, good)?;
+                assert!(well(), "a connection has failed at reload {number}");
+            }
+            Ok(())
+        })?;
+        let took = start.elapsed();
+        let handshakes = all_went_well(&pair)?;
+        for sidecar in [&pair.caller, &pair.callee] {
+            assert_eq!(sidecar.loads(true)?, 1.0 + (TIMES / 2) as f64);
+            assert!(sidecar.loads(false)? >= (TIMES / 2) as f64);
+        }
+        were_many(served, handshakes, took);
+        println!("{TIMES} reloads, {served} connections, {handshakes} handshakes, none failed");
         Ok(())
     });
 }

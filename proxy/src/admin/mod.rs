@@ -267,7 +267,7 @@ mod tests {
     /// Half of a list would say of the other half that it is not there.
     #[tokio::test]
     async fn connections_are_all_there_or_none() {
-        assert_eq!(ask(Role::Admin, &[], "GET", "/connections").await, (200, "[]".into()));
+        assert_eq!(ask(Role::Admin, &[], "GET", "/connections").await, (200, "[]\n".into()));
         let (status, body) = ask(Role::Admin, &["worker"], "GET", "/connections").await;
         assert!(status == 503 && body.contains("ask again"), "{status} {body}");
     }

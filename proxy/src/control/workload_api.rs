@@ -79,7 +79,7 @@ impl fmt::Debug for X509Svid {
 
 /// Follows the agent for ever: sends each answer, and why there is none. An agent that ends the
 /// stream or refuses is asked again, after half a second at first, and at last every 30 seconds;
-/// soon again only after a stream that has lasted.
+/// soon again only after a stream that has lasted, whose end is no fault until asking again is one.
 ///
 /// `changed` is called after each. It ends when nobody listens any more.
 pub(super) async fn follow(
@@ -107,12 +107,14 @@ pub(super) async fn follow(
             },
         };
         let why = format!("{socket}: {}: {}", why.code(), said(&why));
-        if answers.send(Err(why)).await.is_err() {
-            return;
-        }
-        changed.notify_one();
         if began.elapsed() > LAST_RETRY {
             retry = FIRST_RETRY;
+            tracing::info!(why, "the Workload API's stream has ended; asking again");
+        } else {
+            if answers.send(Err(why)).await.is_err() {
+                return;
+            }
+            changed.notify_one();
         }
         tokio::time::sleep(retry).await;
         retry = (retry * 2).min(LAST_RETRY);
