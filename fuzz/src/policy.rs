@@ -82,6 +82,10 @@ fn inbound(policy: &Policy, source: IpAddr, port: u16, identity: Option<&SpiffeI
 
 fn outbound(policy: &Policy, dst: IpAddr, port: u16) {
     let explained = policy.explain_outbound(dst, port, &Odd);
+    if dst.is_loopback() || dst.is_unspecified() {
+        assert_eq!(explained.verdict, "exempt");
+        return;
+    }
     let (verdict, rule) = match policy.outbound(dst, port, &Odd) {
         OutboundDecision::Deny { rule } => ("deny", rule),
         OutboundDecision::Mtls { rule, destination, .. } => {

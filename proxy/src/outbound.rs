@@ -1,5 +1,7 @@
 //! The story of one outbound connection: from our app to a server.
 
+mod decide;
+
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -8,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use pillion_certs::generation::{Offer, TlsGeneration};
 use pillion_certs::verify::VerifiedPeer;
-use pillion_policy::{
-    DEFAULT_RULE, Destination, Enforcement, OutboundAction, OutboundDecision, Policy,
-};
+use pillion_policy::{Destination, OutboundDecision, Policy};
 use rustls::pki_types::UnixTime;
 use tokio::io::AsyncReadExt;
 
@@ -136,7 +136,7 @@ async fn reach(lane: &Rc<Lane>, conn: &Rc<Conn>, leg: &mut Leg) -> Result<Upstre
         conn.set_tls(Tls::Passthrough);
         return connect(shared, conn, dst).await.map(Upstream::Plain);
     }
-    let decision = decide(shared, conn, dst).await?;
+    let decision = decide::decide(shared, conn, dst).await?;
     match decision {
         OutboundDecision::Deny { .. } => Err(CloseReason::Denied),
         OutboundDecision::Passthrough { .. } => {
@@ -175,73 +175,6 @@ fn warm(lane: &Lane, conn: &Conn, key: &Key, destination: &Destination) -> Optio
 fn is_expected(policy: &Policy, destination: &Destination, peer: &VerifiedPeer) -> bool {
     destination.server_identities().matches(peer.id())
         && policy.accepts_trust_domain(peer.id().trust_domain())
-}
-
-/// The verdict. An address that none of the policy's names is known to have may
-/// have become theirs a moment ago, so it is looked up once more before anything
-/// weaker than a denial is decided.
-async fn decide(
-    shared: &Shared,
-    conn: &Conn,
-    dst: OriginalDst,
-) -> Result<OutboundDecision, CloseReason> {
-    let mut decision = evaluate(shared, dst)?;
-    // A destination that denies is final; the default is what is left when no name
-    // is known to have this address.
-    let denied = matches!(&decision, OutboundDecision::Deny { rule } if **rule != *DEFAULT_RULE);
-    if !denied {
-        shared.resolve_miss(dst.0.ip()).await;
-        // Whatever came of it: the policy may have changed during the wait, too.
-        decision = evaluate(shared, dst)?;
-    }
-    if let Some(name) = unknown_name(shared, dst, &decision) {
-        conn.set_detail(format!("{name} has never been resolved, and may be what {dst} is"));
-        return Err(CloseReason::NameUnresolved);
-    }
-    conn.set_names(shared.published.hosts.load().names_of(dst.0.ip()));
-    let (allow, rule, shadow) = match &decision {
-        OutboundDecision::Deny { rule } => (false, rule, None),
-        OutboundDecision::Mtls { rule, shadow, .. }
-        | OutboundDecision::Passthrough { rule, shadow } => (true, rule, shadow.clone()),
-    };
-    shared.decided(conn, allow, rule, shadow);
-    Ok(decision)
-}
-
-/// A name that no nameserver has ever answered for, of a destination that would
-/// decide more strictly than `decision` if the address were its own. Until it is
-/// known, the connection can't be let through with less than the policy may want.
-fn unknown_name(
-    shared: &Shared,
-    dst: OriginalDst,
-    decision: &OutboundDecision,
-) -> Option<Arc<str>> {
-    let hosts = shared.published.hosts.load();
-    let policy = shared.published.policy.load();
-    let policy = policy.as_deref()?;
-    let known = |host: &Arc<str>| hosts.is_known(host, dst.0.ip());
-    if policy.hosts().iter().all(known) {
-        return None;
-    }
-    // Under audit a denial is lifted, and so is one that may be.
-    let lifted = policy.enforcement() == Enforcement::Audit;
-    let stricter = |action: OutboundAction| match decision {
-        _ if lifted && action == OutboundAction::Deny => false,
-        OutboundDecision::Deny { .. } => false,
-        OutboundDecision::Mtls { .. } => action == OutboundAction::Deny,
-        OutboundDecision::Passthrough { .. } => action != OutboundAction::Passthrough,
-    };
-    let on_port = |ports: Option<&[u16]>| ports.is_none_or(|ports| ports.contains(&dst.0.port()));
-    let candidates =
-        policy.destinations().iter().filter(|d| stricter(d.action()) && on_port(d.ports()));
-    candidates.flat_map(|d| d.hosts()).find(|host| !known(host)).cloned()
-}
-
-/// What the policy of this moment says.
-fn evaluate(shared: &Shared, dst: OriginalDst) -> Result<OutboundDecision, CloseReason> {
-    let policy = shared.published.policy.load();
-    let policy = policy.as_deref().ok_or(CloseReason::NoPolicy)?;
-    Ok(policy.outbound(dst.0.ip(), dst.0.port(), &**shared.published.hosts.load()))
 }
 
 /// A connection that we make ourselves and that was redirected to us in place of its server:
@@ -391,8 +324,8 @@ async fn originate(
     let tunnel = destination.tunnel_reuse();
     let (leg, made) = reach_server(lane, conn, dst, tunnel, &generation).await?;
     // The policy may have changed during the handshake: the newest one decides who
-    // the server has to be.
-    let destination = match evaluate(shared, dst)? {
+    // the server has to be. That DNS has taken the address away meanwhile changes nothing.
+    let destination = match decide::decide_again(shared, conn, dst)? {
         OutboundDecision::Deny { .. } => return Err(CloseReason::PolicyChanged),
         OutboundDecision::Mtls { destination, rule, .. } => {
             key.rule = rule;

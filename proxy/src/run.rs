@@ -36,8 +36,7 @@ pub const EXIT_OS: u8 = 71;
 /// runtimes themselves; probes of the app come on top.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
-/// Resolve requests that may wait; a worker that finds the queue full goes on
-/// with what is known.
+/// Resolve requests that may wait; a worker that finds the queue full waits for a place in it.
 const RESOLVE_QUEUE: usize = 1024;
 
 /// Files that are read after the start and that no variable names: by the resolver, by the watch

@@ -77,6 +77,9 @@ fn explain_answers_for_both_directions() {
     let name = ["--host", "payments.shop.svc.cluster.local"];
     let (_, said, _) = ask(&[&out[..], &name].concat());
     assert!(said.starts_with("mtls  by payments"), "{said}");
+    let (code, said, err) = ask(&[&out[..], &["--host", "Payments"]].concat());
+    assert!(code == EXIT_OK && said.starts_with("passthrough  by default"), "{said}");
+    assert_eq!(err, "warning: no destination has the host \"Payments\": it changes nothing\n");
 
     let without = ["explain", "-f", &file, "--source", "10.0.0.1", "--port", "80"];
     let (code, _, err) = run(&without);

@@ -256,5 +256,7 @@ mod tests {
         assert!(!wide.covers(&set(&[("fd00::/8", &[])])));
         assert!(set(&[("0.0.0.0/0", &[])]).covers(&wide));
         assert!(set(&[("10.0.0.0/24", &["10.0.0.0/24"])]).is_empty());
+        let all_but_the_last = set(&[("10.0.0.0/24", &["10.0.0.255"])]);
+        assert!(!all_but_the_last.covers(&set(&[("10.0.0.0/24", &[])])));
     }
 }

@@ -104,6 +104,8 @@ kinds! {
     OpenToAll = "open-to-all", Warning;
     /// Two mtls destinations share addresses and differ in who may answer.
     MtlsOverlap = "mtls-overlap", Warning;
+    /// A host of one label, which is looked up as it is.
+    HostWithoutDot = "host-without-dot", Warning;
 }
 
 /// One error or warning, with the place in the file that it is about.
@@ -276,6 +278,12 @@ mod tests {
     #[test]
     fn a_long_line_is_cut_around_its_caret() {
         let line: String = ('a'..='z').cycle().take(1000).collect();
+        let caret_at = |col| excerpt(&line, col).1;
+        assert_eq!(
+            (caret_at(100), caret_at(101)),
+            (99, 60),
+            "the line's beginning, as far as it goes"
+        );
         for col in [1, 2, 90, 99, 100, 101, 500, 1000] {
             let (text, caret) = excerpt(&line, col);
             let at = usize::try_from(col).unwrap() - 1;

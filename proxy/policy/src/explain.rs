@@ -10,6 +10,9 @@ use super::compile::{Policy, Rule};
 use super::verdict::{HostTable, InboundConn, OutboundDecision, Shadow};
 use super::{Enforcement, Mode, OutboundAction};
 
+/// Where nameservers listen.
+const DNS_PORT: u16 = 53;
+
 /// What one rule, or destination, had to do with a verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
@@ -28,10 +31,10 @@ pub struct Line {
 /// A verdict and its reasons.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explained {
-    /// `allow`, `deny`, `mtls` or `passthrough`.
+    /// `allow`, `deny`, `mtls` or `passthrough`; `exempt` for what is outside the policy.
     pub verdict: &'static str,
-    /// What decided: a rule's name, "default", "audit", or "tls" when the connection never gets
-    /// as far as the rules.
+    /// What decided: a rule's name, "default", "audit", "tls" when the connection never gets
+    /// as far as the rules, or "loopback" when none applies to it.
     pub rule: Arc<str>,
     /// Why, in a sentence.
     pub why: String,
@@ -145,9 +148,15 @@ impl Policy {
         }
     }
 
-    /// Explains the verdict on an outbound connection.
+    /// Explains the verdict on an outbound connection. What else is outside the policy, the pod's
+    /// own addresses and its nameservers, is not known here: for port 53, the answer says so.
     #[must_use]
     pub fn explain_outbound(&self, dst: IpAddr, port: u16, hosts: &dyn HostTable) -> Explained {
+        if dst.is_loopback() || dst.is_unspecified() {
+            let why = format!("{dst} stays in the pod, and no policy applies to it");
+            let rule = Arc::from("loopback");
+            return Explained { verdict: "exempt", rule, why, shadow: None, lines: Vec::new() };
+        }
         let (verdict, rule, shadow) = match self.outbound(dst, port, hosts) {
             OutboundDecision::Deny { rule } => (OutboundAction::Deny, rule, None),
             OutboundDecision::Mtls { rule, shadow, .. } => (OutboundAction::Mtls, rule, shadow),
@@ -177,11 +186,14 @@ impl Policy {
             Line { name, line: one.line(), action, decides, why }
         });
         let lines = lines.collect();
-        let why = match &*rule {
+        let mut why = match &*rule {
             super::DEFAULT_RULE => "no destination matches, so defaultAction decides".to_owned(),
             super::AUDIT_RULE => "enforcement: audit lifts the denial and reports it".to_owned(),
             name => format!("destination \"{name}\" is the strictest that matches"),
         };
+        if port == DNS_PORT {
+            why += "; but a nameserver of the pod's resolv.conf is exempt on port 53";
+        }
         Explained { verdict: verdict.as_str(), rule, why, shadow, lines }
     }
 }

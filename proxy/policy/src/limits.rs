@@ -81,3 +81,24 @@ impl Counts {
 fn first(items: &[Node]) -> Option<Pos> {
     items.first().map(|node| node.pos)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostic::Kind;
+
+    #[test]
+    fn rules_have_an_end_that_is_told_once() {
+        let mut sink = Sink::new("p.yaml", "a: 1\n");
+        let mut counts = Counts::default();
+        for _ in 0..MAX_RULES {
+            assert!(counts.rules(Pos::START, &mut sink).is_some());
+        }
+        assert!(counts.rules(Pos::START, &mut sink).is_none());
+        assert!(counts.rules(Pos::START, &mut sink).is_none());
+        let errors = sink.fail();
+        let [error] = errors.as_slice() else { panic!("{errors}") };
+        assert_eq!(error.kind, Kind::TooMany);
+        assert!(error.message.starts_with("more than 100000 rules and destinations"), "{errors}");
+    }
+}

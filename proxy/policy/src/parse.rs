@@ -447,9 +447,20 @@ impl Reader<'_, '_> {
             "an address belongs in ipBlocks"
         } else if text.contains('*') {
             "a wildcard can't be resolved; write each name out"
+        } else if host.ends_with('.') {
+            "leave out the final dot: every name is a full one"
         } else if !is_dns_name(&host) {
             DNS_NAME
+        } else if ends_in_number(&host) {
+            "a name doesn't end in a number, and an address belongs in ipBlocks"
         } else {
+            if !host.contains('.') {
+                let message = format!(
+                    "\"{host}\" is taken for a full name, and search domains are not tried; write \
+                     all of it: {host}.<namespace>.svc.cluster.local, say"
+                );
+                self.sink.add(Kind::HostWithoutDot, node.pos, message);
+            }
             return Some(Arc::from(host));
         };
         let message = format!("\"{}\" is no host name; {cure}", short(text));
@@ -483,4 +494,10 @@ fn is_dns_label(text: &str) -> bool {
 /// label's beginning.
 fn is_dns_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(|l| is_dns_label(l.strip_prefix('_').unwrap_or(l)))
+}
+
+/// What looks like an IPv4 address is meant as one, whatever is wrong with it. No top-level domain
+/// is a number (RFC 3696, section 2).
+fn ends_in_number(host: &str) -> bool {
+    host.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
 }

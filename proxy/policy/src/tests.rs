@@ -2,6 +2,7 @@
 
 mod destinations;
 mod rejects;
+mod told;
 mod verdicts;
 mod words;
 

@@ -153,6 +153,14 @@ impl Policy {
         &self.outbound.destinations
     }
 
+    /// The destinations with `hosts` on a port, the strictest first. Those by address alone cost
+    /// nothing here, however many there are.
+    pub fn destinations_by_name(&self, port: u16) -> impl Iterator<Item = &Arc<Destination>> {
+        let numbers = self.outbound.classes.iter().flat_map(|class| &class.by_host);
+        let get = |number: &u32| self.outbound.destinations.get(usize::try_from(*number).ok()?);
+        numbers.filter_map(get).filter(move |one| one.has_port(port))
+    }
+
     /// The denial that stands whatever identity the peer turns out to have, so that it can be
     /// refused before any work on TLS. `None`: the identity matters, to the verdict or to what an
     /// audit rule would report, or the connection may be a health probe, which needs no rule; ask

@@ -280,6 +280,11 @@ impl HostTable for Named {
     }
 }
 
+/// Whether a destination has this host. Names have no case.
+fn lists(policy: &Policy, host: &str) -> bool {
+    policy.hosts().iter().any(|listed| listed.eq_ignore_ascii_case(host))
+}
+
 /// A policy file that can be asked about identities; the errors are printed, and the exit code is
 /// theirs.
 fn load(
@@ -345,6 +350,9 @@ fn explain_one(
         (Direction::Outbound, _, Some(dest), Some(port)) => {
             let hosts = args.host.iter().map(|host| host.to_ascii_lowercase());
             let hosts = Named(hosts.collect());
+            for host in args.host.iter().filter(|host| !lists(policy, host)) {
+                writeln!(err, "warning: no destination has the host {host:?}: it changes nothing")?;
+            }
             policy.explain_outbound(dest.to_canonical(), port, &hosts)
         }
         _ => {

@@ -9,14 +9,14 @@ use pillion_certs::generation::TlsGeneration;
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::spiffe::SpiffeId;
 use pillion_certs::verify::VerifiedPeer;
-use pillion_policy::{Policy, Shadow};
+use pillion_policy::{DEFAULT_RULE, HostTable, Policy, Shadow};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::net::{ClientAddr, OriginalDst};
 use crate::telemetry::{ByteCounters, CloseReason, Direction, Record};
 
-use super::HostAddresses;
+use super::{AsOpened, HostAddresses};
 
 /// What protects a connection on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +243,9 @@ impl Conn {
     }
 
     /// The rule by which `policy` no longer lets this connection be, if it does not; see
-    /// [`Facts::denied_by`](super::Facts::denied_by).
+    /// [`Facts::denied_by`](super::Facts::denied_by). The default ends no outbound connection while
+    /// the first look-up of a name that may allow it is under way: when that has ended, all are
+    /// judged again.
     pub fn denied_by(&self, policy: &Policy, hosts: &HostAddresses) -> Option<Arc<str>> {
         let facts = self.facts.borrow();
         let judged = super::Facts {
@@ -255,7 +257,18 @@ impl Conn {
             peer: facts.peer.as_ref().map(VerifiedPeer::id),
             tls: facts.tls,
         };
-        judged.denied_by(policy, hosts)
+        let rule = judged.denied_by(policy, hosts)?;
+        let by_default = self.direction == Direction::Outbound && *rule == *DEFAULT_RULE;
+        let destination = facts.destination.filter(|_| by_default);
+        let allowed_yet =
+            destination.is_some_and(|d| hosts.may_yet_allow(policy, d.0.ip(), d.0.port()));
+        (!allowed_yet).then_some(rule)
+    }
+
+    /// Calls `f` with the addresses of now and the names that the destination had when this was
+    /// judged.
+    pub fn with_hosts<R>(&self, now: &HostAddresses, f: impl FnOnce(&dyn HostTable) -> R) -> R {
+        f(&AsOpened { now, names: &self.facts.borrow().names })
     }
 
     /// Why the peer's certificate, verified by an earlier generation, is revoked by the

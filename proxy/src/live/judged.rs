@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pillion_certs::spiffe::SpiffeId;
-use pillion_policy::{HostTable, InboundConn, Mode, OutboundDecision, Policy};
+use pillion_policy::{DEFAULT_RULE, HostTable, InboundConn, Mode, OutboundDecision, Policy};
 use serde_json::Value;
 
 use crate::telemetry::Direction;
@@ -36,7 +36,8 @@ impl Facts<'_> {
     /// "trustDomains" and "probes" stand for what is not a rule's.
     ///
     /// A connection still opening is judged by what is known of it, its address:
-    /// the rest is judged by the newest policy when it is known.
+    /// the rest is judged by the newest policy when it is known. To an outbound one the default
+    /// does nothing: it may be waiting for the very name that allows it.
     pub fn denied_by(&self, policy: &Policy, hosts: &dyn HostTable) -> Option<Arc<str>> {
         let destination = self.destination?;
         let (source, port) = (self.source.ip(), destination.port());
@@ -58,10 +59,11 @@ impl Facts<'_> {
                 let d = policy.inbound(&InboundConn { source, port, identity: self.peer });
                 (!d.allow).then_some(d.rule)
             }
-            (Direction::Outbound, _) => {
+            (Direction::Outbound, stage) => {
                 let hosts = AsOpened { now: hosts, names: self.names };
                 let decision = policy.outbound(destination.ip(), port, &hosts);
-                self.outbound_denies(policy, decision)
+                let rule = self.outbound_denies(policy, decision)?;
+                (*stage != Stage::Opening || *rule != *DEFAULT_RULE).then_some(rule)
             }
         }
     }

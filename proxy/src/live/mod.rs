@@ -3,6 +3,7 @@
 
 mod conn;
 mod dials;
+mod hosts;
 mod judged;
 mod published;
 mod registry;
@@ -11,6 +12,7 @@ pub(crate) mod testing;
 
 pub use conn::{Conn, Stage, Tls};
 pub use dials::{Dial, Dialled, Dials};
+pub use hosts::{AsOpened, Host, HostAddresses, Known, RESOLVE_WAIT, ResolveRequest};
 pub use judged::{Facts, Told};
-pub use published::{AsOpened, Host, HostAddresses, LocalNet, Published, ResolveRequest, Shared};
+pub use published::{LocalNet, Published, Shared};
 pub use registry::{Guard, HandshakeSlot, Registry};

@@ -1,15 +1,14 @@
 //! State that the control thread makes and every worker reads: one atomic
 //! pointer each, read once a connection.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pillion_certs::generation::{OwnState, TlsGeneration};
-use pillion_policy::{HostTable, Policy, Shadow};
+use pillion_policy::{Policy, Shadow};
 use rustls::pki_types::UnixTime;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -17,76 +16,8 @@ use crate::config::Config;
 use crate::net::SourcePorts;
 use crate::telemetry::{AccessLog, CloseReason, LogLimiter, Metrics};
 
+use super::hosts::{HostAddresses, RESOLVE_WAIT, ResolveRequest};
 use super::{Conn, Dials};
-
-/// How long a connection waits for names to be resolved again after a miss.
-const RESOLVE_WAIT: Duration = Duration::from_secs(1);
-
-/// One name's addresses, as far as nameservers have answered. That there are none is
-/// an answer too, an empty set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Host {
-    /// A records; `None` when there was never an answer.
-    pub v4: Option<HashSet<IpAddr>>,
-    /// AAAA records; `None` when there was never an answer.
-    pub v6: Option<HashSet<IpAddr>>,
-}
-
-impl Host {
-    /// The answer for the family of `ip`.
-    pub fn family(&self, ip: IpAddr) -> Option<&HashSet<IpAddr>> {
-        if ip.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
-    }
-
-    fn has(&self, ip: IpAddr) -> bool {
-        self.family(ip).is_some_and(|addresses| addresses.contains(&ip))
-    }
-}
-
-/// Addresses of the names that the policy's `hosts` use.
-#[derive(Debug, Default)]
-pub struct HostAddresses(pub HashMap<Arc<str>, Host>);
-
-impl HostTable for HostAddresses {
-    fn contains(&self, host: &str, ip: IpAddr) -> bool {
-        self.0.get(host).is_some_and(|host| host.has(ip))
-    }
-}
-
-impl HostAddresses {
-    /// Whether it was ever answered what addresses of `ip`'s family `host` has.
-    pub fn is_known(&self, host: &str, ip: IpAddr) -> bool {
-        self.0.get(host).is_some_and(|host| host.family(ip).is_some())
-    }
-
-    /// Whether anything was ever answered for `host`.
-    pub fn is_answered(&self, host: &str) -> bool {
-        self.0.get(host).is_some_and(|host| host.v4.is_some() || host.v6.is_some())
-    }
-
-    /// The names that have the address `ip` now.
-    pub fn names_of(&self, ip: IpAddr) -> Vec<Arc<str>> {
-        let having = self.0.iter().filter(|(_, host)| host.has(ip));
-        having.map(|(name, _)| Arc::clone(name)).collect()
-    }
-}
-
-/// Addresses as they are now, and the names that an open connection's address had
-/// when it was opened: DNS takes an address out of rotation without meaning that
-/// connections to it must end, so a changed policy still judges them by their name.
-#[derive(Clone, Copy)]
-pub struct AsOpened<'a> {
-    /// The addresses of now.
-    pub now: &'a dyn HostTable,
-    /// The names of then.
-    pub names: &'a [Arc<str>],
-}
-
-impl HostTable for AsOpened<'_> {
-    fn contains(&self, host: &str, ip: IpAddr) -> bool {
-        self.now.contains(host, ip) || self.names.iter().any(|name| **name == *host)
-    }
-}
 
 /// What belongs to this pod, and the nameservers: never subject to the outbound policy.
 #[derive(Debug, Default)]
@@ -108,13 +39,6 @@ impl LocalNet {
     pub fn is_exempt(&self, dst: SocketAddr) -> bool {
         self.is_own(dst.ip()) || (dst.port() == 53 && self.nameservers.contains(&dst.ip()))
     }
-}
-
-/// A worker asks the control thread to resolve the policy's names again.
-#[derive(Debug)]
-pub struct ResolveRequest {
-    /// Told when the addresses are published.
-    pub done: oneshot::Sender<()>,
 }
 
 /// The published pointers.
@@ -237,23 +161,20 @@ impl Shared {
         conn.judged(allow, rule, shadow);
     }
 
-    /// Has the policy's names resolved once more, unless all are known and one of
-    /// them has the address `ip`. The control thread keeps the rate; this waits at
-    /// most a second, and returns at once when the policy has no names.
-    pub async fn resolve_miss(&self, ip: IpAddr) {
-        let Some(policy) = self.published.policy.load_full() else { return };
-        let complete = {
-            let hosts = self.published.hosts.load();
-            policy.hosts().iter().all(|host| hosts.is_known(host, ip))
-                && hosts.0.values().any(|host| host.has(ip))
-        };
-        if policy.hosts().is_empty() || complete {
-            return;
-        }
+    /// Has `names` looked up once more, for addresses of `ip`'s family, and returns those of which
+    /// nobody can say whether they have one: see [`ResolveRequest::done`]. The control thread keeps
+    /// the rate. This waits for [`RESOLVE_WAIT`] at most; after that, nothing can be said of any.
+    pub async fn look_up(&self, names: Vec<Arc<str>>, ip: IpAddr) -> Vec<Arc<str>> {
         let (done, wait) = oneshot::channel();
-        if self.resolve.try_send(ResolveRequest { done }).is_ok() {
-            // What is known after a second has to do.
-            let _ = tokio::time::timeout(RESOLVE_WAIT, wait).await;
+        let names: Arc<[Arc<str>]> = names.into();
+        let request = ResolveRequest { names: Arc::clone(&names), ipv6: ip.is_ipv6(), done };
+        let asking = async {
+            self.resolve.send(request).await.ok()?;
+            wait.await.ok()
+        };
+        match tokio::time::timeout(RESOLVE_WAIT, asking).await {
+            Ok(Some(unanswered)) => unanswered,
+            Ok(None) | Err(_) => names.to_vec(),
         }
     }
 }

@@ -90,8 +90,8 @@ impl Registry {
         }
     }
 
-    /// Judges every connection by the policy that is published now, and stops
-    /// those that it denies.
+    /// Judges every connection by the policy and the addresses that are published now, and
+    /// stops those that are denied.
     pub fn rejudge(&self) {
         let Some(policy) = self.shared.published.policy.load_full() else { return };
         let hosts = self.shared.published.hosts.load();
@@ -100,7 +100,7 @@ impl Registry {
                 && conn.stop(CloseReason::PolicyChanged)
             {
                 self.shared.metrics.terminated(&rule);
-                conn.set_detail(format!("the new policy denies it: {rule}"));
+                conn.set_detail(format!("the policy denies it now: {rule}"));
             }
         }
     }

@@ -10,14 +10,21 @@ use crate::config::Config;
 use crate::net::SourcePorts;
 use crate::telemetry::{AccessLog, LogLimiter, Metrics};
 
-use super::{Published, Shared};
+use super::{Published, ResolveRequest, Shared};
 
+/// Nobody resolves names.
 pub(crate) fn shared(env: &[(&str, &str)]) -> Arc<Shared> {
+    resolving(env).0
+}
+
+/// The same, with what the resolver is asked.
+pub(crate) fn resolving(env: &[(&str, &str)]) -> (Arc<Shared>, mpsc::Receiver<ResolveRequest>) {
     let env: BTreeMap<_, _> =
         env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let (config, _) = Config::from_env(&env).unwrap();
     let (writer, _) = tracing_appender::non_blocking(std::io::sink());
-    Arc::new(Shared {
+    let (resolve, requests) = mpsc::channel(1);
+    let shared = Arc::new(Shared {
         own_ports: config.own_ports(),
         metrics: Metrics::new().unwrap(),
         access_log: AccessLog::new(config.access_log, writer),
@@ -32,7 +39,8 @@ pub(crate) fn shared(env: &[(&str, &str)]) -> Arc<Shared> {
         log_limiter: LogLimiter::default(),
         dials: Arc::default(),
         source_ports: SourcePorts::new(None, &(32_768..=60_999)),
-        resolve: mpsc::channel(1).0,
+        resolve,
         config,
-    })
+    });
+    (shared, requests)
 }

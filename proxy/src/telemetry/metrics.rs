@@ -77,7 +77,7 @@ const DECISIONS: MetricInfo = info(
 const TERMINATED: MetricInfo = info(
     "pillion_authz_terminated_total",
     &["rule"],
-    "Open connections ended because a changed policy denies them.",
+    "Open connections ended because a changed policy, or a name's new address, denies them.",
 );
 const CONNECT_FAILURES: MetricInfo = info(
     "pillion_connect_failures_total",
@@ -110,6 +110,11 @@ const POLICY_OK: MetricInfo = info(
 );
 const POLICY_INFO: MetricInfo =
     info("pillion_policy_info", &["hash"], "1 for the policy in force.");
+const HOSTS_WITHOUT_ADDRESS: MetricInfo = info(
+    "pillion_policy_hosts_without_address",
+    &[],
+    "Names of the policy's hosts of which no address is known.",
+);
 const PANICS: MetricInfo = info("pillion_panics_total", &[], "Connections ended by a panic.");
 const LOG_DROPPED: MetricInfo =
     info("pillion_log_lines_dropped_total", &[], "Log lines that found the queue full.");
@@ -140,6 +145,7 @@ pub const METRICS: &[MetricInfo] = &[
     CERT_RELOADS,
     POLICY_OK,
     POLICY_INFO,
+    HOSTS_WITHOUT_ADDRESS,
     PANICS,
     LOG_DROPPED,
     APP_PROBES,
@@ -172,6 +178,8 @@ pub struct Metrics {
     /// Whether the policy file as it is now is in force.
     pub policy_ok: IntGauge,
     policy_info: IntGaugeVec,
+    /// Names of the policy of which no address is known.
+    pub hosts_without_address: IntGauge,
     /// Connections ended by a panic.
     pub panics: IntCounter,
     log_dropped: IntCounter,
@@ -215,6 +223,7 @@ impl Metrics {
             certificate_reloads: counters(r, &CERT_RELOADS)?,
             policy_ok: gauge(r, &POLICY_OK)?,
             policy_info: gauges(r, &POLICY_INFO)?,
+            hosts_without_address: gauge(r, &HOSTS_WITHOUT_ADDRESS)?,
             panics: counter(r, &PANICS)?,
             log_dropped: counter(r, &LOG_DROPPED)?,
             app_probes: counters(r, &APP_PROBES)?,

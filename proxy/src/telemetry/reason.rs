@@ -49,7 +49,7 @@ reasons! {
     HalfCloseTimeout = "half_close_timeout",
     /// The policy denies this connection; `rule` names what decided.
     Denied = "denied",
-    /// The policy was changed while the connection was open, and now denies it.
+    /// The policy, or the addresses of a name in it, changed while the connection was open, and now it is denied.
     PolicyChanged = "policy_changed",
     /// A port that wants mTLS got something else.
     PlaintextRefused = "plaintext_refused",
@@ -77,7 +77,7 @@ reasons! {
     NoLocalPort = "no_local_port",
     /// The connection could not be made for another reason; `detail` has it.
     ConnectFailed = "connect_failed",
-    /// A name of the policy that may be this destination has never been resolved.
+    /// A name of the policy may be this destination, and there is no answer that says; `detail` has the name.
     NameUnresolved = "name_unresolved",
     /// The kernel did not know the original destination.
     NoOriginalDst = "no_original_dst",

@@ -62,6 +62,22 @@ fn mtls_destinations_that_meet_and_differ_in_who_may_answer() {
     }
 }
 
+#[test]
+fn a_host_without_a_dot_is_doubtful() {
+    let doubtful = [Kind::HostWithoutDot];
+    for (hosts, want) in [
+        ("orders", &doubtful[..]),
+        ("a.b, Orders", &doubtful),
+        ("orders.shop", &[]),
+        ("10.in-addr.arpa", &[]),
+        ("4.example.a4", &[]),
+    ] {
+        let one = format!("{{name: a, action: passthrough, hosts: [{hosts}]}}");
+        let text = file("", STRICT, &format!("{PASS}, destinations: [{one}]"));
+        assert_eq!(warnings(&text), want, "{hosts}");
+    }
+}
+
 /// In however many CIDRs it is written.
 #[test]
 fn every_address_is_every_address() {

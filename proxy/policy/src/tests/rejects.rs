@@ -30,6 +30,10 @@ fn keys() {
     assert_eq!(errors(&second), [Kind::SecondDocument]);
     assert_eq!(errors("[]"), [Kind::WrongType]);
     assert_eq!(errors(&file("", STRICT, PASS).replace("v1alpha1", "v2")), [Kind::BadValue]);
+    for name in ["Web", "a_b", "-a", "a."] {
+        let named = file("", STRICT, PASS).replace("{name: t}", &format!("{{name: {name}}}"));
+        assert_eq!(errors(&named), [Kind::BadValue], "{name}");
+    }
 }
 
 #[test]
@@ -153,6 +157,10 @@ fn destinations() {
         ("name: d, action: deny, hosts: [10.0.0.1]", Kind::BadValue),
         ("name: d, action: deny, hosts: [\"*.example.com\"]", Kind::BadValue),
         ("name: d, action: deny, hosts: [\"a b\"]", Kind::BadValue),
+        ("name: d, action: deny, hosts: [169.254.169.2544]", Kind::BadValue),
+        ("name: d, action: deny, hosts: [10.0.0]", Kind::BadValue),
+        ("name: d, action: deny, hosts: [\"80\"]", Kind::BadValue),
+        ("name: d, action: deny, hosts: [a.b.]", Kind::BadValue),
         ("name: d, action: deny, hosts: [a], serverIdentities: [a/b]", Kind::BadValue),
         ("name: d, action: deny, hosts: [a], tunnelReuse: true", Kind::BadValue),
         ("name: d, action: allow, hosts: [a]", Kind::BadValue),
@@ -191,6 +199,17 @@ fn unreachable_rules() {
         "action: deny, from: [{ipBlocks: [10.1.0.0/16]}]",
     ] {
         assert_eq!(case(deny, rule), [], "{rule}");
+    }
+    // Its first identity is denied, and its second one not.
+    for (denied, allowed, want) in [
+        ("a/b", "a/b, c/d", &[][..]),
+        ("\"*/b\"", "a/b, a/c", &[]),
+        ("a/b, c/d", "c/d, a/b", &dead[..]),
+        ("\"*/b\", c/d", "a/b, c/d", &dead[..]),
+    ] {
+        let denial = format!("{{name: d, action: deny, from: [{{identities: [{denied}]}}]}}");
+        let rule = format!("action: allow, from: [{{identities: [{allowed}]}}]");
+        assert_eq!(case(&denial, &rule), want, "{denied} {allowed}");
     }
     let inner = "action: allow, ports: [80], from: [{ipBlocks: [10.1.0.0/16], identities: [a/b]}]";
     for deny in [
@@ -254,6 +273,8 @@ fn unreachable_destinations() {
         two("action: passthrough, ipBlocks: [10.0.0.0/8]", "action: deny, ipBlocks: [10.1.0.0/16]"),
         []
     );
+    let passed = |block: &str| format!("action: passthrough, ipBlocks: [{block}]");
+    assert_eq!(two(&passed("10.1.0.0/16"), &passed("10.0.0.0/8")), [], "the narrower one first");
     assert_eq!(two(&format!("{mtls}, hosts: [x.y]"), &format!("{mtls}, hosts: [X.y]")), dead);
     assert_eq!(two(&format!("{mtls}, hosts: [x.y]"), &format!("{mtls}, hosts: [x.z]")), []);
     assert_eq!(
@@ -318,6 +339,18 @@ fn what_is_only_warned_of() {
     assert_eq!(inbound("strict", "deny", "allow"), []);
     assert_eq!(inbound("permissive", "allow", "deny"), [Kind::DenyIdentityOnPermissive]);
     assert_eq!(inbound("strict", "allow", "deny"), []);
+    let on_ports = |ports: &str| {
+        warnings(&file(
+            "",
+            &format!(
+                "mtls: strict, defaultAction: allow, ports: {{81: {{mtls: permissive}}}}, rules: \
+                 [{{name: a, action: deny, ports: [{ports}], from: [{{identities: [a/b]}}]}}]"
+            ),
+            PASS,
+        ))
+    };
+    assert_eq!(on_ports("80, 81"), [Kind::DenyIdentityOnPermissive]);
+    assert_eq!(on_ports("80"), []);
 }
 
 /// What a denial takes is only its to take where it denies.

@@ -256,6 +256,39 @@ fn a_lifted_denial_is_explained_by_what_denied() {
 }
 
 #[test]
+fn destinations_with_hosts_are_listed_by_port_the_strictest_first() {
+    let destinations = "defaultAction: deny, destinations: [\
+        {name: p, action: passthrough, hosts: [a.b], ports: [80, 443]}, \
+        {name: i, action: deny, ipBlocks: [10.0.0.0/8]}, \
+        {name: m, action: mtls, hosts: [c.d], ports: [443], serverIdentities: [a/b]}, \
+        {name: d, action: deny, hosts: [e.f]}]";
+    let policy = good(&file("", STRICT, destinations)).policy;
+    for (port, want) in [(80, &["d", "p"][..]), (443, &["d", "m", "p"]), (81, &["d"])] {
+        let names = policy.destinations_by_name(port).map(|one| one.name().to_string());
+        assert_eq!(names.collect::<Vec<_>>(), want, "{port}");
+    }
+}
+
+#[test]
+fn the_explanation_knows_what_no_outbound_policy_applies_to() {
+    let policy = good(&file("", STRICT, "defaultAction: deny")).policy;
+    for (dst, port, verdict, rule, dns) in [
+        ("127.0.0.1", 80, "exempt", "loopback", false),
+        ("127.9.9.9", 53, "exempt", "loopback", false),
+        ("::1", 80, "exempt", "loopback", false),
+        ("0.0.0.0", 80, "exempt", "loopback", false),
+        ("::", 80, "exempt", "loopback", false),
+        ("128.0.0.1", 80, "deny", "default", false),
+        ("10.96.0.10", 53, "deny", "default", true),
+        ("10.96.0.10", 54, "deny", "default", false),
+    ] {
+        let told = policy.explain_outbound(dst.parse().unwrap(), port, &NoHosts);
+        assert_eq!((told.verdict, &*told.rule), (verdict, rule), "{dst} {port}");
+        assert_eq!(told.why.contains("resolv.conf is exempt"), dns, "{dst} {port}");
+    }
+}
+
+#[test]
 fn the_explanation_names_what_the_proxy_asks_first() {
     let policy = good(&rules(
         "{name: i, action: deny, from: [{identities: [shop/cart]}]}, \

@@ -25,6 +25,26 @@ fn what_stands_there_is_named() {
 }
 
 #[test]
+fn a_key_is_named_with_where_it_belongs() {
+    let said = error(&file("extra: 1", STRICT, PASS));
+    assert!(said.starts_with("the document has no key \"extra\""), "{said}");
+    let said = error(&rules("{name: a, from: [{any: true}]}"));
+    assert_eq!(said, "inbound.rules[] needs the key \"action\"; add it");
+}
+
+#[test]
+fn text_that_yaml_takes_for_something_else_is_quoted() {
+    let named = |name: &str| {
+        error(&rules(&format!("{{name: {name}, action: deny, from: [{{any: true}}]}}")))
+    };
+    for name in ["no", "1.10", "~"] {
+        let said = format!("text is needed and {name} is a number, a boolean or null; quote it");
+        assert_eq!(named(name), said);
+    }
+    assert!(named("").contains("nothing"), "{}", named(""));
+}
+
+#[test]
 fn only_the_two_words_are_truth_values() {
     let to = |reuse: &str| {
         let destination = format!(
