@@ -29,5 +29,6 @@ pub mod reload;
 pub mod revocation;
 pub mod revoke;
 pub mod spiffe;
+pub mod stillness;
 pub mod verify;
 pub mod watch;

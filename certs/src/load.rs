@@ -159,9 +159,7 @@ pub enum LoadError {
         error: CrlError,
     },
     /// The files changed all the while.
-    #[error(
-        "the certificate files changed during each of {MAX_READINGS} readings; the next poll tries again"
-    )]
+    #[error("the certificate files keep changing; write each whole, and rename it into place")]
     Changing,
     /// What the SPIFFE Workload API answers, or that it doesn't.
     #[error("the Workload API: {0}; see the SPIFFE agent's log and the workload's registration")]
@@ -295,7 +293,7 @@ fn settled(mut read: impl FnMut() -> Result<Snapshot, LoadError>) -> Result<Snap
     Err(LoadError::Changing)
 }
 
-fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
+pub(crate) fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
     let mut directories = Directories::default();
     let mut read_up_to = |path: &Path, most: u64| {
         directories.read(path, most).map_err(|fault| LoadError::reading(path, most, fault))

@@ -1,18 +1,23 @@
 //! The next generation when the files change; the last good one when they are broken.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustls_pki_types::UnixTime;
 
 use crate::files::ContentHash;
 use crate::generation::TlsGeneration;
-use crate::load::{Built, IdentityFiles, LoadError, build, read_stable};
+use crate::load::{Built, IdentityFiles, LoadError, build, read_once, read_stable};
+use crate::stillness::{Look, Stillness};
 
 /// What a poll found.
 #[derive(Debug)]
 pub enum Outcome {
     /// Nothing new, be it good or bad.
     Unchanged,
+    /// Something new, that may be half of what is being written: to be looked at again after
+    /// [`STILL_FOR`](crate::stillness::STILL_FOR).
+    Unsettled,
     /// A generation to publish: a new one, or the last one again when its content came back after
     /// something broken.
     Loaded(Arc<TlsGeneration>),
@@ -24,7 +29,7 @@ pub enum Outcome {
     Failed(LoadError),
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
     Nothing,
     Content(ContentHash),
@@ -36,6 +41,7 @@ enum Seen {
 pub struct Reloader {
     files: IdentityFiles,
     seen: Seen,
+    stillness: Stillness<Seen>,
     good: Option<(ContentHash, Arc<TlsGeneration>)>,
 }
 
@@ -43,7 +49,7 @@ impl Reloader {
     /// A reloader that has read nothing yet; the first poll loads.
     #[must_use]
     pub fn new(files: IdentityFiles) -> Self {
-        Self { files, seen: Seen::Nothing, good: None }
+        Self { files, seen: Seen::Nothing, stillness: Stillness::default(), good: None }
     }
 
     /// The last good generation, if there ever was one.
@@ -58,16 +64,32 @@ impl Reloader {
         &self.files
     }
 
-    /// Reads the files; builds and returns the next generation where their content is new. Each
-    /// content that fails is reported once.
+    /// Reads the files; builds and returns the next generation where their content is new and
+    /// stands still. Each content that fails is reported once. Before there is a generation, two
+    /// readings that agree will do: then there is none that a half-written one could replace.
     pub fn poll(&mut self, now: UnixTime) -> Outcome {
-        let snapshot = read_stable(&self.files);
+        let running = self.good.is_some();
+        let snapshot = if running { read_once(&self.files) } else { read_stable(&self.files) };
         let seen = match &snapshot {
             Ok(snapshot) => Seen::Content(snapshot.hash),
             Err(error) => Seen::Unread(error.clone()),
         };
         if seen == self.seen {
+            self.stillness.rest();
             return Outcome::Unchanged;
+        }
+        if running {
+            match self.stillness.look(seen.clone(), Instant::now()) {
+                Look::Still => {}
+                Look::Again => return Outcome::Unsettled,
+                Look::Restless if self.seen == Seen::Unread(LoadError::Changing) => {
+                    return Outcome::Unsettled;
+                }
+                Look::Restless => {
+                    self.seen = Seen::Unread(LoadError::Changing);
+                    return Outcome::Failed(LoadError::Changing);
+                }
+            }
         }
         self.seen = seen;
         let snapshot = match snapshot {

@@ -12,6 +12,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{DOMAIN, HOUR, authority, svid};
 use pillion_certs::generation::{KeyExchange, OwnState, TlsGeneration};
@@ -19,6 +20,7 @@ use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
 use pillion_certs::load::{IdentityFiles, LoadError, SvidSource, load};
 use pillion_certs::reload::{Outcome, Reloader};
 use pillion_certs::revoke::{Serial, revocation_list};
+use pillion_certs::stillness::{Look, STILL_FOR, Stillness};
 use pillion_certs::watch::{DirWatch, WatchError};
 use rustls_pki_types::UnixTime;
 
@@ -41,6 +43,17 @@ fn write(dir: &Path, svid: &Issued, ca: &CertificateAuthority) {
 
 fn id(path: &str) -> String {
     format!("spiffe://{DOMAIN}{path}")
+}
+
+/// Polls until what is there stands still.
+#[allow(clippy::disallowed_methods, reason = "the pause is what whoever polls is asked for")]
+fn poll(reloader: &mut Reloader) -> Outcome {
+    loop {
+        match reloader.poll(UnixTime::now()) {
+            Outcome::Unsettled => std::thread::sleep(STILL_FOR),
+            outcome => return outcome,
+        }
+    }
 }
 
 #[track_caller]
@@ -82,10 +95,9 @@ fn whatever_breaks_is_reported_once_and_the_last_good_one_stays() {
     let ca = authority(DOMAIN);
     let (good, other) = (svid(&ca, &id("/a")), svid(&ca, &id("/a")));
     write(dir.path(), &good, &ca);
-    let now = UnixTime::now();
     let mut reloader = Reloader::new(files_in(dir.path()));
-    let first = loaded(reloader.poll(now));
-    unchanged(&reloader.poll(now));
+    let first = loaded(poll(&mut reloader));
+    unchanged(&poll(&mut reloader));
 
     let torn = good.chain_pem[..good.chain_pem.len() / 2].to_owned();
     let huge = "x".repeat(10 * 1024 * 1024);
@@ -110,19 +122,19 @@ fn whatever_breaks_is_reported_once_and_the_last_good_one_stays() {
             Some(content) => fs::write(&path, content).unwrap(),
             None => fs::remove_file(&path).unwrap(),
         }
-        let error = failed(reloader.poll(now));
+        let error = failed(poll(&mut reloader));
         assert_eq!(error.label(), label, "{file}: {error}");
         assert!(LoadError::ALL_LABELS.contains(&label));
         assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{error}: which file?");
-        unchanged(&reloader.poll(now));
+        unchanged(&poll(&mut reloader));
         assert!(Arc::ptr_eq(reloader.current().unwrap(), &first));
 
         fs::write(&path, before).unwrap();
-        assert!(Arc::ptr_eq(&loaded(reloader.poll(now)), &first), "the same content is back");
+        assert!(Arc::ptr_eq(&loaded(poll(&mut reloader)), &first), "the same content is back");
     }
 
     write(dir.path(), &other, &ca);
-    let second = loaded(reloader.poll(now));
+    let second = loaded(poll(&mut reloader));
     assert_ne!(second.serial(), first.serial());
 }
 
@@ -160,6 +172,70 @@ fn no_certificate_of_a_file_is_passed_over() {
     assert_eq!(load("tls.key", &format!("{parameters}{}", *own.key_pem)), Ok(()));
 }
 
+/// Half of a file of authorities is a good one, and half of a file of lists is, too.
+#[test]
+fn what_is_being_written_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (old, new) = (authority(DOMAIN), authority(DOMAIN));
+    write(dir, &svid(&old, &id("/a")), &old);
+    let mut reloader = Reloader::new(files_in(dir));
+    let first = loaded(reloader.poll(UnixTime::now()));
+    fs::write(dir.join("ca.crt"), &new.cert_pem).unwrap();
+    assert!(matches!(reloader.poll(UnixTime::now()), Outcome::Unsettled));
+    fs::write(dir.join("ca.crt"), format!("{}{}", new.cert_pem, old.cert_pem)).unwrap();
+    assert!(matches!(reloader.poll(UnixTime::now()), Outcome::Unsettled), "it is another thing");
+    assert!(Arc::ptr_eq(reloader.current().unwrap(), &first));
+    let next = loaded(poll(&mut reloader));
+    assert!(
+        next.verified_peer(Some(&common::chain(&svid(&old, &id("/b"))))).is_ok(),
+        "it is whole"
+    );
+    // What is there again before it counted was never gone.
+    fs::write(dir.join("ca.crt"), &new.cert_pem).unwrap();
+    assert!(matches!(reloader.poll(UnixTime::now()), Outcome::Unsettled));
+    fs::write(dir.join("ca.crt"), format!("{}{}", new.cert_pem, old.cert_pem)).unwrap();
+    unchanged(&reloader.poll(UnixTime::now()));
+}
+
+#[test]
+fn files_that_never_stand_still_are_told_of_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(DOMAIN);
+    write(dir.path(), &svid(&ca, &id("/a")), &ca);
+    let mut reloader = Reloader::new(files_in(dir.path()));
+    let first = loaded(reloader.poll(UnixTime::now()));
+    let mut told = 0;
+    for number in 0..200 {
+        fs::write(dir.path().join("ca.crt"), format!("{number}\n{}", ca.cert_pem)).unwrap();
+        match reloader.poll(UnixTime::now()) {
+            Outcome::Unsettled => {}
+            Outcome::Failed(LoadError::Changing) => told += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told, 1);
+    assert!(Arc::ptr_eq(reloader.current().unwrap(), &first));
+    assert!(!Arc::ptr_eq(&loaded(poll(&mut reloader)), &first), "and then they do");
+}
+
+#[test]
+fn still_is_what_has_not_changed_for_a_while() {
+    let start = Instant::now();
+    let mut stillness = Stillness::default();
+    let at = |milliseconds| start + Duration::from_millis(milliseconds);
+    assert_eq!(stillness.look('a', at(0)), Look::Again);
+    assert_eq!(stillness.look('a', at(49)), Look::Again);
+    assert_eq!(stillness.look('b', at(60)), Look::Again);
+    assert_eq!(stillness.look('b', at(109)), Look::Again);
+    assert_eq!(stillness.look('b', at(110)), Look::Still);
+    assert_eq!(stillness.look('b', at(111)), Look::Again, "the next one is looked at anew");
+    stillness.rest();
+    let looks: Vec<_> = (0..80).map(|n| stillness.look(char::from(n), at(200))).collect();
+    let restless: Vec<_> = (0..80).filter(|n| looks[*n] == Look::Restless).collect();
+    assert_eq!(restless, [39, 79]);
+}
+
 #[test]
 fn a_swapped_data_symlink_is_a_new_generation() {
     let dir = tempfile::tempdir().unwrap();
@@ -176,7 +252,7 @@ fn a_swapped_data_symlink_is_a_new_generation() {
     assert_eq!(loaded(reloader.poll(UnixTime::now())).own_id().as_str(), id("/one"));
     symlink("..v2", dir.path().join("..data_tmp")).unwrap();
     fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
-    assert_eq!(loaded(reloader.poll(UnixTime::now())).own_id().as_str(), id("/two"));
+    assert_eq!(loaded(poll(&mut reloader)).own_id().as_str(), id("/two"));
     fs::remove_dir_all(dir.path().join("..v1")).unwrap();
     unchanged(&reloader.poll(UnixTime::now()));
 }
@@ -287,13 +363,12 @@ fn revocation_lists_are_loaded_with_the_rest_and_as_carefully() {
     let path = dir.path().join("crl.pem");
     let files = IdentityFiles { crl: Some(path.clone()), ..files_in(dir.path()) };
     assert!(files.paths().contains(&path), "watched");
-    let now = UnixTime::now();
     let mut reloader = Reloader::new(files);
-    assert_eq!(failed(reloader.poll(now)).label(), "not_found", "no file is no empty list");
+    assert_eq!(failed(poll(&mut reloader)).label(), "not_found", "no file is no empty list");
     let list = || revocation_list(&ca, None, &[], None, HOUR).unwrap();
     let good = list();
     fs::write(&path, &good).unwrap();
-    let first = loaded(reloader.poll(now));
+    let first = loaded(poll(&mut reloader));
     assert_eq!(first.revocation_lists().len(), 1);
     let huge = "x".repeat(8 * 1024 * 1024 + 1);
     let torn = &good[..good.len() / 2];
@@ -305,20 +380,20 @@ fn revocation_lists_are_loaded_with_the_rest_and_as_carefully() {
         (&huge, "too_large"),
     ] {
         fs::write(&path, content).unwrap();
-        let (kept, error) = partly(reloader.poll(now));
+        let (kept, error) = partly(poll(&mut reloader));
         assert_eq!(error.label(), label, "{error}");
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}: which file?");
         assert_eq!(kept.revocation_lists().len(), 1, "the lists of before stay");
-        unchanged(&reloader.poll(now));
+        unchanged(&poll(&mut reloader));
     }
     // More than a certificate may have, and still a list.
     let padded = format!("{}{good}", "# padding\n".repeat(200_000));
     fs::write(&path, padded).unwrap();
-    assert!(!Arc::ptr_eq(&loaded(reloader.poll(now)), &first), "a change of the lists alone");
+    assert!(!Arc::ptr_eq(&loaded(poll(&mut reloader)), &first), "a change of the lists alone");
     fs::write(&path, &good).unwrap();
-    loaded(reloader.poll(now));
+    loaded(poll(&mut reloader));
     fs::remove_file(&path).unwrap();
-    let (kept, error) = partly(reloader.poll(now));
+    let (kept, error) = partly(poll(&mut reloader));
     assert_eq!((error.label(), kept.revocation_lists().len()), ("not_found", 1));
 }
 
@@ -342,7 +417,7 @@ fn a_broken_bundle_of_another_domain_is_its_own_business() {
         crl: Some(list.clone()),
         ..files_in(dir)
     });
-    let mut poll = || reloader.poll(UnixTime::now());
+    let mut poll = || poll(&mut reloader);
     let verdict = |generation: &TlsGeneration, svid: &Issued| {
         let verdict = generation.verified_peer(Some(&common::chain(svid)));
         verdict.err().map(|refusal| refusal.label())

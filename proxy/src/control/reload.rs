@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use pillion_certs::generation::TlsGeneration;
 use pillion_certs::reload::Outcome;
 use pillion_certs::spiffe::TrustDomain;
+use pillion_certs::stillness::{Look, STILL_FOR, Stillness};
 use pillion_certs::watch::{ContentHash, DirWatch, content_hash};
 use pillion_policy::Compiled;
 use rustls::pki_types::UnixTime;
@@ -23,8 +24,6 @@ use super::readiness::Readiness;
 
 /// Files are compared by content this often, in case a watch was missed.
 const POLL_EVERY: Duration = Duration::from_secs(10);
-/// A burst of events (a folder of files written one by one) is one reload.
-const SETTLE: Duration = Duration::from_millis(50);
 /// Readings of a file that changes meanwhile, before it is given up until the next event.
 const READINGS: usize = 5;
 /// At the start, a policy that can't be used is logged again this often.
@@ -38,6 +37,7 @@ pub struct Reload {
     certificates: Identity,
     expiry: Expiry,
     policy_seen: Option<PolicySeen>,
+    policy_stillness: Stillness<ContentHash>,
     changed: Arc<Notify>,
     watch: Option<DirWatch>,
     watch_error: Option<String>,
@@ -62,6 +62,7 @@ impl Reload {
             certificates,
             expiry: Expiry::default(),
             policy_seen: None,
+            policy_stillness: Stillness::default(),
             changed,
             watch: None,
             watch_error: None,
@@ -93,23 +94,29 @@ impl Reload {
     pub async fn run(mut self) {
         loop {
             self.watch();
-            self.load_certificates();
+            let mut unsettled = self.load_certificates();
             if let Some(generation) = self.shared.published.tls.load().as_ref() {
                 self.expiry.look(&self.shared.metrics, generation, UnixTime::now());
             }
-            self.load_policy();
+            unsettled |= self.load_policy();
             self.readiness.look();
+            if unsettled {
+                tokio::time::sleep(STILL_FOR).await;
+                continue;
+            }
             tokio::select! {
-                () = self.changed.notified() => tokio::time::sleep(SETTLE).await,
+                () = self.changed.notified() => {}
                 () = tokio::time::sleep(POLL_EVERY) => {}
             }
         }
     }
 
-    fn load_certificates(&mut self) {
+    /// Takes what is new. Says whether something is that may not be whole yet.
+    fn load_certificates(&mut self) -> bool {
         let metrics = &self.shared.metrics;
         match self.certificates.poll(UnixTime::now()) {
             Outcome::Unchanged => {}
+            Outcome::Unsettled => return true,
             Outcome::Failed(e) => {
                 metrics.certificate_reload(e.label());
                 let kept = self.shared.published.tls.load().is_some();
@@ -127,6 +134,7 @@ impl Reload {
                 self.publish(generation);
             }
         }
+        false
     }
 
     fn publish(&self, generation: Arc<TlsGeneration>) {
@@ -147,7 +155,8 @@ impl Reload {
         self.workers.renew();
     }
 
-    fn load_policy(&mut self) {
+    /// The same of the policy. Half of a file may be a good one, without the rules that deny.
+    fn load_policy(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
         let path = &shared.config.policy_file;
         let domain = self.own_domain();
@@ -158,8 +167,20 @@ impl Reload {
             && seen.domain == domain
             && (published || seen.said.elapsed() < REMIND_EVERY)
         {
-            return;
+            self.policy_stillness.rest();
+            return false;
         }
+        // At the start there is none that half of one could replace.
+        let look =
+            if published { self.policy_stillness.look(hash, Instant::now()) } else { Look::Still };
+        let text = match look {
+            Look::Still => text,
+            Look::Again => return true,
+            Look::Restless => Err(format!(
+                "{}: it keeps changing; write it whole, and rename it into place",
+                path.display()
+            )),
+        };
         self.policy_seen = Some(PolicySeen { hash, domain: domain.clone(), said: Instant::now() });
         let name = path.display().to_string();
         let loaded = text.and_then(|text| compile(&name, &text, domain.as_ref()));
@@ -184,6 +205,7 @@ impl Reload {
                 self.workers.rejudge();
             }
         }
+        false
     }
 
     /// The environment's word, or that of our own certificate.
