@@ -33,8 +33,9 @@ pub struct Received {
 }
 
 impl Received {
-    /// Builds a generation of it, by the same rules as from files; but a federated bundle that
-    /// can't be used is left out, and a warning says so.
+    /// Builds a generation of it, by the same rules as from files: a federated bundle or revocation
+    /// lists that can't be used stay as they were in `before`; a bundle that was not there is
+    /// missing, and lists that were not there are an error. Each such fault comes back too.
     ///
     /// # Errors
     /// [`LoadError::WorkloadApi`] says which part can't be used;
@@ -44,20 +45,21 @@ impl Received {
         &self,
         expected: Option<&TrustDomain>,
         key_exchange: KeyExchange,
-    ) -> Result<TlsGeneration, LoadError> {
-        self.build(expected, key_exchange).map_err(LoadError::WorkloadApi)
+        before: Option<&TlsGeneration>,
+    ) -> Result<(TlsGeneration, Vec<LoadError>), LoadError> {
+        let before = before.map(|generation| generation.verifier().bundles());
+        let (generation, faults) =
+            self.build(expected, key_exchange, before).map_err(LoadError::WorkloadApi)?;
+        Ok((generation, faults.into_iter().map(LoadError::WorkloadApi).collect()))
     }
 
     fn build(
         &self,
         expected: Option<&TrustDomain>,
         key_exchange: KeyExchange,
-    ) -> Result<TlsGeneration, String> {
+        before: Option<&TrustBundles>,
+    ) -> Result<(TlsGeneration, Vec<String>), String> {
         let chain = certificates("the X.509-SVID", &self.svid)?;
-        let lists: Vec<_> =
-            self.lists.iter().map(|list| CertificateRevocationListDer::from(&**list)).collect();
-        let lists = RevocationLists::from_ders(&lists)
-            .map_err(|error| format!("the revocation lists: {error}"))?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(&**self.key));
         let own = chain.first().map(crate::leaf::check).transpose();
         let own = own.map_err(|refusal| format!("the X.509-SVID: {refusal}"))?;
@@ -68,32 +70,59 @@ impl Received {
         if let Some(expected) = expected.filter(|domain| *domain != own.trust_domain()) {
             return Err(format!("the X.509-SVID is of {own}, but {expected} is configured"));
         }
-        let mut bundles = TrustBundles::new();
-        let mut add = |domain: TrustDomain, der: &[u8]| {
-            let name = format!("the bundle of {domain}");
-            bundles
-                .add(domain, &certificates(&name, der)?)
-                .map_err(|error| format!("{name}: {error}"))
-        };
-        add(own.trust_domain().clone(), &self.bundle)?;
-        // Whoever keeps a partner's bundle must not be able to hold up our own rotation, or the
-        // revocations that came with it: that domain is nobody's until its bundle is mended.
-        for (id, der) in &self.federated {
-            let added = TrustDomain::from_id(id)
-                .map_err(|error| format!("a federated bundle of {id:?}: {error}"))
-                .and_then(|domain| add(domain, der));
-            if let Err(reason) = added {
-                tracing::warn!(%reason, "the peers of this trust domain are refused");
+        let mut faults = Vec::new();
+        let bundles = self.bundles(own.trust_domain(), before, &mut faults)?;
+        let bundles = match (self.revocation_lists(), before) {
+            (Ok(lists), _) => bundles.with_revocation_lists(lists),
+            (Err(fault), Some(before)) => {
+                faults.push(fault);
+                bundles.with_the_lists_of(before)
             }
-        }
-        let bundles = bundles.with_revocation_lists(lists);
+            (Err(fault), None) => return Err(fault),
+        };
         let generation = TlsGeneration::new(chain.clone(), &key, bundles, key_exchange)
             .map_err(|error| format!("the X.509-SVID: {error}"))?;
         if let Err(refusal) = generation.verifier().verify(&chain, UnixTime::now()) {
             let reason = refusal.to_string();
             tracing::warn!(%reason, "peers with our trust bundle would refuse our certificate");
         }
-        Ok(generation)
+        Ok((generation, faults))
+    }
+
+    /// Ours, which must be good, and those of others, which are their own business.
+    fn bundles(
+        &self,
+        own: &TrustDomain,
+        before: Option<&TrustBundles>,
+        faults: &mut Vec<String>,
+    ) -> Result<TrustBundles, String> {
+        let mut bundles = TrustBundles::new();
+        let mut add = |domain: &TrustDomain, der: &[u8]| {
+            let name = format!("the bundle of {domain}");
+            bundles
+                .add(domain.clone(), &certificates(&name, der)?)
+                .map_err(|error| format!("{name}: {error}"))
+        };
+        add(own, &self.bundle)?;
+        let mut broken = Vec::new();
+        for (id, der) in &self.federated {
+            let domain = TrustDomain::from_id(id)
+                .map_err(|error| format!("a federated bundle of {id:?}: {error}"));
+            if let Err(fault) = domain.as_ref().map_err(Clone::clone).and_then(|d| add(d, der)) {
+                broken.extend(domain);
+                faults.push(fault);
+            }
+        }
+        for domain in &broken {
+            bundles.keep(domain, before);
+        }
+        Ok(bundles)
+    }
+
+    fn revocation_lists(&self) -> Result<RevocationLists, String> {
+        let lists: Vec<_> =
+            self.lists.iter().map(|list| CertificateRevocationListDer::from(&**list)).collect();
+        RevocationLists::from_ders(&lists).map_err(|error| format!("the revocation lists: {error}"))
     }
 
     /// For "is this what we had?": agents say the same again to whoever asks anew.
@@ -167,7 +196,8 @@ mod tests {
 
     #[test]
     fn all_of_an_answer_is_used() {
-        let generation = received().generation(None, KeyExchange::Auto).unwrap();
+        let (generation, faults) = received().generation(None, KeyExchange::Auto, None).unwrap();
+        assert_eq!(faults, []);
         assert_eq!(generation.own_id().as_str(), "spiffe://own.example/app");
         let mut domains: Vec<_> =
             generation.verifier().bundles().domains().map(|d| d.as_str().to_owned()).collect();
@@ -198,7 +228,7 @@ mod tests {
         for (expected, spoil, part) in spoilt {
             let mut received = received();
             spoil(&mut received);
-            let error = received.generation(expected, KeyExchange::Auto).unwrap_err();
+            let error = received.generation(expected, KeyExchange::Auto, None).unwrap_err();
             assert_eq!(error.label(), "workload_api");
             assert!(error.to_string().contains(part), "{part}: {error}");
         }
@@ -216,12 +246,41 @@ mod tests {
         for spoil in spoilt {
             let mut received = received();
             spoil(&mut received);
-            let generation = received.generation(None, KeyExchange::Auto).unwrap();
+            let (generation, faults) = received.generation(None, KeyExchange::Auto, None).unwrap();
+            assert_eq!(faults.iter().map(LoadError::label).collect::<Vec<_>>(), ["workload_api"]);
             let domains: Vec<_> = generation.verifier().bundles().domains().cloned().collect();
             assert_eq!(domains, ["own.example".parse().unwrap()]);
             let own = certificates("", &received.svid).unwrap();
             assert!(generation.verifier().verify(&own, UnixTime::now()).is_ok(), "ours is whole");
         }
+    }
+
+    #[test]
+    fn what_was_good_before_stays_beside_what_is_new() {
+        let next = |before: &TlsGeneration, spoil: fn(&mut Received)| {
+            let mut received = received();
+            spoil(&mut received);
+            received.generation(None, KeyExchange::Auto, Some(before)).unwrap()
+        };
+        let domains =
+            |generation: &TlsGeneration| generation.verifier().bundles().domains().count();
+        let ca = authority("own.example");
+        let list = crate::revoke::revocation_list(&ca, None, &[], None, HOUR).unwrap();
+        let mut first = received();
+        first.lists =
+            vec![CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap().to_vec()];
+        let (first, _) = first.generation(None, KeyExchange::Auto, None).unwrap();
+
+        let (second, faults) = next(&first, |r| {
+            r.federated[0].1.truncate(100);
+            r.lists = vec![vec![0x30, 0]];
+        });
+        assert_eq!((faults.len(), domains(&second), second.revocation_lists().len()), (2, 2, 1));
+        assert_ne!(second.serial(), first.serial(), "our own part is new");
+        let (third, faults) = next(&second, |r| r.federated.clear());
+        assert_eq!((faults.len(), domains(&third), third.revocation_lists().len()), (0, 1, 0));
+        let (fourth, faults) = next(&third, |r| r.federated[0].1.clear());
+        assert_eq!((faults.len(), domains(&fourth)), (1, 1), "there was none to stay");
     }
 
     #[test]
@@ -251,7 +310,7 @@ mod tests {
     fn a_key_of_another_certificate_is_refused() {
         let mut one = received();
         one.key = received().key;
-        let error = one.generation(None, KeyExchange::Auto).unwrap_err().to_string();
+        let error = one.generation(None, KeyExchange::Auto, None).unwrap_err().to_string();
         assert!(error.contains("does not belong to the certificate"), "{error}");
     }
 }

@@ -30,6 +30,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often a server is dialled for one connection of the app, the first time included.
 const MOST_DIALS: usize = 4;
 
+/// How many expected identities a line of the log names.
+const MOST_NAMED: usize = 8;
+
 /// Serves a redirected connection to its end, and says why it ended.
 pub async fn serve(lane: &Rc<Lane>, conn: &Rc<Conn>, mut leg: Leg) -> CloseReason {
     let reached = Box::pin(conn.unless_stopped(reach(lane, conn, &mut leg))).await;
@@ -338,8 +341,7 @@ async fn originate(
     conn.set_peer(peer.clone());
     shared.refuse_revoked(conn, &generation)?;
     if !is_expected(&policy, &destination, &peer) {
-        let expected: Vec<_> = destination.server_identities().patterns().collect();
-        let expected = expected.join(" or ");
+        let expected = expected(destination.server_identities().patterns());
         conn.set_detail(format!("the server is {}, expected is {expected}", peer.id()));
         return Err(CloseReason::WrongIdentity);
     }
@@ -349,8 +351,20 @@ async fn originate(
     Ok(Upstream::Mtls(Box::new(Server { parked, key, life, reused: false })))
 }
 
+/// The patterns for a line of the log: a policy may list 100,000, and a server that is another may
+/// be dialled often.
+fn expected<'p>(mut patterns: impl Iterator<Item = &'p str>) -> String {
+    let named = patterns.by_ref().take(MOST_NAMED).collect::<Vec<_>>().join(" or ");
+    match patterns.count() {
+        0 => named,
+        more => format!("{named} or one of {more} more"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -361,6 +375,14 @@ mod tests {
 
     /// The alert `no_application_protocol`, fatal (RFC 7301, 3.2; RFC 8446, 5.1).
     const NO_PROTOCOL: [u8; 7] = [21, 3, 3, 0, 2, 2, 120];
+
+    #[test]
+    fn a_line_names_so_many_identities_and_no_more() {
+        assert_eq!(expected(["a", "b"].into_iter()), "a or b");
+        assert_eq!(expected(iter::repeat_n("a", 8)), "a or a or a or a or a or a or a or a");
+        let many = expected(iter::repeat_n("a", 100_000));
+        assert!(many.ends_with("a or one of 99992 more") && many.len() < 60, "{many}");
+    }
 
     #[tokio::test]
     async fn a_connection_that_offers_no_protocol_is_known_as_our_own_and_made_again_too() {

@@ -79,7 +79,7 @@ fn every_label_is_raised() {
     raised.insert(label(&IdentityFiles { ca: made.dir.path().to_owned(), ..made.files() }));
     raised.insert(label(&IdentityFiles { ca: "/nonexistent".into(), ..made.files() }));
 
-    let nothing = Received::default().generation(None, KeyExchange::Auto);
+    let nothing = Received::default().generation(None, KeyExchange::Auto, None);
     raised.insert(nothing.unwrap_err().label());
 
     // Two that no file can be made to raise at will.

@@ -271,15 +271,23 @@ impl Lint<'_> {
                     named.extend(blocks.first());
                 }
                 for block in named {
-                    let what = if block.net.prefix_len() == 0 {
-                        block.net.to_string()
+                    let net = block.net;
+                    let message = if !block.except.is_empty() && net.prefix_len() == 0 {
+                        format!(
+                            "{net} is every address but its exceptions and no identity is asked \
+                             for; add identities or name the networks that are meant"
+                        )
                     } else {
-                        "this list".to_owned()
+                        let what = if net.prefix_len() == 0 {
+                            net.to_string()
+                        } else {
+                            "this list".to_owned()
+                        };
+                        format!(
+                            "{what} is every address and no identity is asked for; add identities, \
+                             or write {{any: true}} if everyone is meant"
+                        )
                     };
-                    let message = format!(
-                        "{what} is every address and no identity is asked for; add identities, or \
-                         write {{any: true}} if everyone is meant"
-                    );
                     sink.add(Kind::OpenToAll, block.pos, message);
                 }
             }

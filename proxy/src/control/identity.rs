@@ -121,13 +121,16 @@ impl Agent {
         };
         let answer = answer.map_err(LoadError::WorkloadApi);
         match answer.and_then(|received| self.generation(&received)) {
-            Ok((hash, generation)) => {
+            Ok((hash, generation, faults)) => {
                 let recovered = self.said.take().is_some();
                 let before = self.good.replace((hash, Arc::clone(&generation)));
                 if !recovered && before.is_some_and(|(before, _)| before == hash) {
-                    return Outcome::Unchanged;
+                    Outcome::Unchanged
+                } else if faults.is_empty() {
+                    Outcome::Loaded(generation)
+                } else {
+                    Outcome::Partly(generation, faults)
                 }
-                Outcome::Loaded(generation)
             }
             Err(error) if self.said.as_ref() == Some(&error) => Outcome::Unchanged,
             Err(error) => {
@@ -137,20 +140,23 @@ impl Agent {
         }
     }
 
-    /// The generation that an answer makes: the last good one, where it is the same answer.
+    /// The generation that an answer makes, and what of it can't be used: the last good one, where
+    /// it is the same answer.
     fn generation(
         &self,
         received: &Received,
-    ) -> Result<(ContentHash, Arc<TlsGeneration>), LoadError> {
+    ) -> Result<(ContentHash, Arc<TlsGeneration>, Vec<LoadError>), LoadError> {
         let hash = received.content_hash();
         if let Some((good, generation)) = &self.good
             && *good == hash
         {
-            return Ok((hash, Arc::clone(generation)));
+            return Ok((hash, Arc::clone(generation), Vec::new()));
         }
         let (domain, key_exchange) = (&self.identity.trust_domain, self.identity.key_exchange);
-        let generation = caught(|| received.generation(domain.as_ref(), key_exchange))??;
-        Ok((hash, Arc::new(generation)))
+        let before = self.good.as_ref().map(|(_, generation)| generation.as_ref());
+        let (generation, faults) =
+            caught(|| received.generation(domain.as_ref(), key_exchange, before))??;
+        Ok((hash, Arc::new(generation), faults))
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::proto::rr::RecordType;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::live::{Host, HostAddresses, Known, LocalNet, RESOLVE_WAIT, ResolveRequest, Shared};
@@ -19,7 +19,7 @@ use crate::net;
 use super::Workers;
 use super::readiness::Readiness;
 
-use look_up::{Found, LOOK_UP_TIMEOUT, look_up, system_resolver};
+use look_up::{Found, LOOK_UP_TIMEOUT, MOST_AT_A_TIME, look_up, system_resolver};
 use questions::{Question, Questions};
 
 /// How often due names and the pod's own addresses are looked for.
@@ -45,6 +45,7 @@ pub struct Resolver {
     questions: Questions,
     /// What is asked now. One that is slow holds back no other.
     looking: JoinSet<Ended>,
+    room: Arc<Semaphore>,
 }
 
 /// What answers have changed.
@@ -81,6 +82,7 @@ impl Resolver {
             known: HashMap::new(),
             questions: Questions::default(),
             looking: JoinSet::new(),
+            room: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
         };
         this.publish_local();
         this
@@ -122,7 +124,8 @@ impl Resolver {
 
     fn ask(&mut self, questions: Vec<Question>) {
         for question in questions {
-            self.looking.spawn(look_up(self.resolver.clone(), question));
+            let room = Arc::clone(&self.room);
+            self.looking.spawn(look_up(self.resolver.clone(), question, room));
         }
     }
 

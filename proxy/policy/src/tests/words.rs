@@ -108,6 +108,11 @@ fn an_open_rule_is_named_by_the_block_that_opens_it() {
         let warnings = good(&rules(&rule)).warnings;
         warnings.iter().map(|d| d.message.split(" is every").next().unwrap().to_owned()).collect()
     };
+    let but = "{cidr: 0.0.0.0/0, except: [10.0.0.0/8]}";
+    let warnings =
+        good(&rules(&format!("{{name: a, action: allow, from: [{{ipBlocks: [{but}]}}]}}")));
+    let [but] = warnings.warnings.as_slice() else { panic!("one warning") };
+    assert!(but.message.starts_with("0.0.0.0/0 is every address but its exceptions"), "{but}");
     let opens: [Vec<String>; 3] =
         ["10.0.0.0/8, 0.0.0.0/0", "0.0.0.0/0, ::/0", "0.0.0.0/1, 128.0.0.0/1"].map(opens);
     assert_eq!(opens[0], ["0.0.0.0/0"]);

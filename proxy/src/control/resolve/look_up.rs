@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::RData;
+use tokio::sync::Semaphore;
 
 use super::questions::Question;
 
@@ -17,6 +19,8 @@ const TTL_CEILING: Duration = Duration::from_secs(300);
 /// One question and all its repetitions together.
 pub(super) const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(600);
+/// How many questions are asked at a time: each has a socket, and a policy may have 10,000 names.
+pub(super) const MOST_AT_A_TIME: usize = 100;
 
 /// A nameserver's answer.
 #[derive(Debug)]
@@ -27,14 +31,19 @@ pub(super) struct Found {
     pub(super) ttl: Duration,
 }
 
-/// Asks one question. That there is no such name is an answer too.
+/// Asks one question, once there is room for it. That there is no such name is an answer too.
 pub(super) async fn look_up(
     resolver: Option<TokioResolver>,
     question: Question,
+    room: Arc<Semaphore>,
 ) -> (Question, Result<Found, String>) {
     let Some(resolver) = resolver else { return (question, Err("no resolver".to_owned())) };
-    // With its final dot a name is taken as it is: search domains are for people.
-    let asking = resolver.lookup(format!("{}.", question.host), question.family);
+    let asking = async {
+        // It is never closed.
+        let _permit = room.acquire().await;
+        // With its final dot a name is taken as it is: search domains are for people.
+        resolver.lookup(format!("{}.", question.host), question.family).await
+    };
     let found = match tokio::time::timeout(LOOK_UP_TIMEOUT, asking).await {
         Ok(Ok(answer)) => {
             let ttl = answer.valid_until().saturating_duration_since(Instant::now());

@@ -20,7 +20,10 @@ type Answers = Arc<Mutex<HashMap<&'static str, Vec<Ipv4Addr>>>>;
 /// After this, a name may be asked for again.
 const MISS_FLOOR: Duration = Duration::from_millis(1100);
 
-async fn nameserver(answers: Answers) -> TokioResolver {
+/// Each question that the nameserver has got, and when.
+type Heard = mpsc::UnboundedSender<(Instant, String)>;
+
+async fn nameserver(answers: Answers, heard: Heard) -> TokioResolver {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let at = socket.local_addr().unwrap();
     tokio::spawn(async move {
@@ -30,6 +33,8 @@ async fn nameserver(answers: Answers) -> TokioResolver {
             let mut message = Message::from_vec(&datagram[..length]).unwrap();
             let question = message.queries[0].clone();
             let name = question.name().to_string();
+            // Most tests don't listen.
+            let _ = heard.send((Instant::now(), format!("{name} {}", question.query_type())));
             let known = answers.lock().await.get(name.trim_end_matches('.')).cloned();
             let Some(addresses) = known else { continue };
             message = message.into_response();
@@ -56,6 +61,14 @@ async fn running(
     answers: &Answers,
     hosts: &str,
 ) -> (Arc<Shared>, mpsc::UnboundedReceiver<Command>) {
+    running_heard(answers, hosts, mpsc::unbounded_channel().0).await
+}
+
+async fn running_heard(
+    answers: &Answers,
+    hosts: &str,
+    heard: Heard,
+) -> (Arc<Shared>, mpsc::UnboundedReceiver<Command>) {
     let (shared, requests) = resolving(&[]);
     let text = format!(
         "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {{name: t}}\n\
@@ -68,7 +81,7 @@ async fn running(
     let (tell, told) = mpsc::unbounded_channel();
     let readiness = Readiness::new(Arc::clone(&shared));
     let mut resolver = Resolver::new(Arc::clone(&shared), Workers(vec![tell]), readiness, requests);
-    resolver.resolver = Some(nameserver(Arc::clone(answers)).await);
+    resolver.resolver = Some(nameserver(Arc::clone(answers), heard).await);
     tokio::spawn(resolver.run());
     (shared, told)
 }
@@ -144,4 +157,22 @@ fn without_names() -> pillion_policy::Policy {
                 trustDomains: [x]\ninbound: {mtls: strict, defaultAction: deny}\n\
                 outbound: {defaultAction: passthrough}\n";
     pillion_policy::load("t", text, None).unwrap_or_else(|e| panic!("{e}")).policy
+}
+
+/// A policy of many names would otherwise take as many descriptors at its start.
+#[tokio::test]
+async fn so_many_names_are_asked_for_at_a_time_and_no_more() {
+    let names: Vec<_> = (0..200).map(|number| format!("silent{number}.test")).collect();
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let start = Instant::now();
+    let _running = running_heard(&Answers::default(), &names.join(", "), heard).await;
+    let mut asked = HashSet::new();
+    // Those after the first give their room back when they have been silent for longer than this.
+    let until = start + Duration::from_millis(1500);
+    while let Ok(Some((at, question))) = tokio::time::timeout_at(until.into(), hears.recv()).await {
+        if at < until {
+            asked.insert(question);
+        }
+    }
+    assert!((1..=MOST_AT_A_TIME).contains(&asked.len()), "{} questions", asked.len());
 }
