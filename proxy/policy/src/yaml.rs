@@ -366,4 +366,25 @@ mod tests {
             matches!(&inner[0].1.value, Value::Scalar { text, plain: false } if &**text == "c")
         );
     }
+
+    #[test]
+    fn a_limit_is_the_most_that_is_taken() {
+        let taken = |judge: fn(&mut Sink<'_>) -> Option<()>| {
+            let mut sink = Sink::new("p.yaml", "a: 1\n");
+            judge(&mut sink).is_some()
+        };
+        assert!(taken(|sink| few_enough(MAX_VALUES, Pos::START, sink)));
+        assert!(!taken(|sink| few_enough(MAX_VALUES + 1, Pos::START, sink)));
+        assert!(!taken(|sink| few_enough(MAX_VALUES + 2, Pos::START, sink)));
+        assert!(taken(|sink| small_enough(&" ".repeat(MAX_FILE_BYTES), sink)));
+        assert!(!taken(|sink| small_enough(&" ".repeat(MAX_FILE_BYTES + 1), sink)));
+        assert!(!taken(|sink| small_enough(&" ".repeat(MAX_FILE_BYTES + 2), sink)));
+    }
+
+    #[test]
+    fn a_value_is_shown_as_far_as_it_helps() {
+        assert_eq!(short("a\u{7}b"), "a?b");
+        assert_eq!(short(&"a".repeat(80)), "a".repeat(80));
+        assert_eq!(short(&"a".repeat(81)), format!("{}...", "a".repeat(80)));
+    }
 }
