@@ -189,6 +189,7 @@ mod tests {
             assert_eq!(host(a, aaaa).is_without_address(), without, "{a:?} {aaaa:?}");
         }
     }
+
     /// Connections out to port 80 of 10.0.0.1, and a policy that denies by default and knows one
     /// name.
     fn judged_again(known: Known, name: &str) -> (Option<CloseReason>, Option<CloseReason>) {
