@@ -1,12 +1,13 @@
 //! A network namespace of a test's own, with what stands in for a pod's uplink.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
@@ -162,10 +163,21 @@ impl Namespace {
         self.shell("ip -6 addr show dev lo").exits(0).stdout.contains("::6/128")
     }
 
-    /// Listens in it.
+    /// Listens in it. A listener that was just dropped may live on for a moment in a child of
+    /// another test's thread, between fork(2) and execve(2), which closes it.
     pub(crate) fn listen(&self, address: &str) -> TcpListener {
         let address: SocketAddr = address.parse().unwrap();
-        self.inside(move || TcpListener::bind(address).unwrap())
+        let late = Instant::now() + Duration::from_secs(5);
+        self.inside(move || {
+            loop {
+                match TcpListener::bind(address) {
+                    Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < late => {
+                        std::thread::yield_now();
+                    }
+                    bound => return bound.unwrap(),
+                }
+            }
+        })
     }
 
     /// Dials from it.
