@@ -108,6 +108,29 @@ fn a_peer_ends_with_the_first_certificate_of_its_path() {
 }
 
 #[test]
+fn an_authority_counts_from_its_first_second_to_its_last() {
+    let from = i64::try_from(now()).unwrap();
+    let second = |second| OffsetDateTime::from_unix_timestamp(from + second).unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    (params.not_before, params.not_after) = (second(600), second(1200));
+    let key = KeyPair::generate().unwrap();
+    let root = params.self_signed(&key).unwrap().pem();
+    let root = CertificateAuthority { cert_pem: root, key_pem: key.serialize_pem().into() };
+    let leaf = Forge::new(&format!("spiffe://{DOMAIN}/a")).unwrap().sign(&root).unwrap();
+    let verifier = SvidVerifier::new(bundles(&[(DOMAIN, &root)]));
+    for (second, refused) in
+        [(599, Some("not_yet_valid")), (600, None), (1200, None), (1201, Some("expired"))]
+    {
+        let time = u64::try_from(from + second).unwrap();
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(time));
+        let refusal = verifier.verify(&chain(&leaf), time).err();
+        assert_eq!(refusal.as_ref().map(PeerRefusal::label), refused, "second {second}");
+    }
+}
+
+#[test]
 fn our_own_chain_ends_with_the_last_path_that_it_has() {
     for (root_end, intermediate_ends, end) in [
         (7200, &[1200][..], 1200),

@@ -136,18 +136,21 @@ fn an_authority_between_names_its_trust_domain_at_most() {
     );
     let domain = format!("spiffe://{DOMAIN}");
     let workload = format!("spiffe://{DOMAIN}/ca");
-    for (uris, label) in [
+    for (uris, fault) in [
         (vec![], None),
         (vec![domain.as_str()], None),
-        (vec![workload.as_str()], Some("issuer_constraint")),
-        (vec![domain.as_str(), "spiffe://other.example"], Some("issuer_constraint")),
+        (vec![workload.as_str()], Some("its URI SAN is no trust domain's")),
+        (vec![domain.as_str(), "spiffe://other.example"], Some("it has more than one URI SAN")),
     ] {
         let between = common::intermediate(&root, &uris);
         let leaf = Forge::new(&format!("spiffe://{DOMAIN}/a")).unwrap().sign(&between).unwrap();
         let mut chain = chain(&leaf);
         chain.push(CertificateDer::from_pem_slice(between.cert_pem.as_bytes()).unwrap());
-        let refusal = server.verified_peer(Some(&chain)).err();
-        assert_eq!(refusal.as_ref().map(PeerRefusal::label), label, "{uris:?}: {refusal:?}");
+        let refused = server.verified_peer(Some(&chain)).err().map(|refusal| match refusal {
+            PeerRefusal::IssuerConstraint { what, .. } => what,
+            other => panic!("{uris:?}: {other}"),
+        });
+        assert_eq!(refused.as_deref(), fault, "{uris:?}");
     }
 }
 
@@ -286,6 +289,13 @@ fn the_issuers_on_the_path_are_judged_too() {
             Some("issuer_constraint"),
             three_levels(keep, |p| {
                 p.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+            }),
+        ),
+        (
+            "intermediate for clients only",
+            Some("issuer_constraint"),
+            three_levels(keep, |p| {
+                p.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
             }),
         ),
         (

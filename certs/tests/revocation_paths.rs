@@ -1,6 +1,11 @@
 //! Revocation lists where a chain or the lists leave more than one way to look: nothing that a
 //! peer adds to its chain, and no list beside another, hides that it is revoked.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends at what it did not expect")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends at what it did not expect"
+)]
 
 mod common;
 
@@ -8,6 +13,7 @@ use std::time::Duration;
 
 use common::{DOMAIN, HOUR, authority, bundle_from_pem, bundles, chain, generation_with, svid};
 use pillion_certs::generation::OwnState;
+use pillion_certs::inspect::inspect;
 use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::revocation::RevocationLists;
@@ -132,6 +138,43 @@ fn a_surplus_certificate_that_is_out_of_date_hides_no_revocation() {
     }
 }
 
+/// Two roots certify one authority: a way that stands is enough, and of two that don't the graver
+/// fault is told, whichever way is tried first.
+#[test]
+fn of_two_ways_to_an_authority_the_graver_fault_is_told() {
+    let roots = ["one", "two"].map(common::root_of_intermediates);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let between = roots.each_ref().map(|root| common::intermediate_of(&key, root, &[]));
+    let leaf = Forge::new(&id("/a")).unwrap().sign(&between[0]).unwrap();
+    let trusted = format!("{}{}", roots[0].cert_pem, roots[1].cert_pem);
+    let good = |way: usize| full(&roots[way], None);
+    let revoked = |way: usize| {
+        let chain_pem = between[way].cert_pem.clone();
+        full(&roots[way], Some(&Issued { chain_pem, key_pem: leaf.key_pem.clone() }))
+    };
+    let ended = |way: usize| list(&roots[way], None, None, -60);
+    let forged = |way: usize| full(&common::namesake(&roots[way], DOMAIN, true), None);
+    type List<'a> = &'a dyn Fn(usize) -> String;
+    let cases: [(List<'_>, List<'_>, Option<&str>); 6] = [
+        (&revoked, &ended, Some("revoked")),
+        (&revoked, &forged, Some("revoked")),
+        (&ended, &forged, Some("crl_expired")),
+        (&revoked, &good, None),
+        (&ended, &good, None),
+        (&forged, &good, None),
+    ];
+    for (case, (graver, other, refused)) in cases.into_iter().enumerate() {
+        for (first, second) in [(graver, other), (other, graver)] {
+            let verifier = verifier(bundle_from_pem(DOMAIN, &trusted), &(first(0) + &second(1)));
+            for chain in [[0, 1], [1, 0]] {
+                let issuers = chain.map(|way| between[way].cert_pem.as_str()).concat();
+                let peer = with(&leaf, &issuers);
+                assert_eq!(label(&verifier, &peer), refused, "case {case}, chain {chain:?}");
+            }
+        }
+    }
+}
+
 /// A path that is really out of date is still called so.
 #[test]
 fn an_expired_chain_is_expired_with_lists_and_without() {
@@ -218,6 +261,21 @@ fn a_wrong_keys_list_needs_a_good_one_of_the_same_certificate() {
             let after = verifier(bundles(&[(DOMAIN, &ca)]), &pem);
             assert_eq!(label(&after, &peer), refused, "{name}");
         }
+    }
+}
+
+/// A name alone signs nothing: `inspect` holds a list against the authority's key.
+#[test]
+fn inspect_tells_a_namesakes_list_from_the_authoritys_own() {
+    let ca = authority(DOMAIN);
+    let namesake = common::namesake(&ca, DOMAIN, true);
+    for (by, broken) in
+        [(&ca, &[][..]), (&namesake, &["crl_invalid"]), (&authority(DOMAIN), &["crl_invalid"])]
+    {
+        let authorities = Some(ca.cert_pem.as_bytes());
+        let report = inspect(full(by, None).as_bytes(), authorities, None, UnixTime::now());
+        let rules: Vec<_> = report.lists[0].broken.iter().map(|broken| broken.rule).collect();
+        assert_eq!(rules, broken, "{}", report.lists[0].issuer);
     }
 }
 

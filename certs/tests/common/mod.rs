@@ -320,6 +320,15 @@ fn assert_same_name(of: &CertificateAuthority, certificate: &rcgen::Certificate)
 
 /// An authority between the bundle's and the leaf, with these URI SANs.
 pub(crate) fn intermediate(root: &CertificateAuthority, uris: &[&str]) -> CertificateAuthority {
+    intermediate_of(&rcgen::KeyPair::generate().unwrap(), root, uris)
+}
+
+/// The same for a key that other roots may certify too.
+pub(crate) fn intermediate_of(
+    key: &rcgen::KeyPair,
+    root: &CertificateAuthority,
+    uris: &[&str],
+) -> CertificateAuthority {
     let root_key = rcgen::KeyPair::from_pem(&root.key_pem).unwrap();
     let issuer = rcgen::Issuer::from_ca_cert_pem(&root.cert_pem, root_key).unwrap();
     let mut params = rcgen::CertificateParams::default();
@@ -328,8 +337,7 @@ pub(crate) fn intermediate(root: &CertificateAuthority, uris: &[&str]) -> Certif
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
     params.subject_alt_names =
         uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap())).collect();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let certificate = params.signed_by(key, &issuer).unwrap();
     CertificateAuthority { cert_pem: certificate.pem(), key_pem: key.serialize_pem().into() }
 }
 
