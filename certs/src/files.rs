@@ -1,7 +1,6 @@
 //! Reading a set of files as one: all from the same generation, and none half-written.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -49,7 +48,7 @@ pub(crate) struct Directories(BTreeMap<PathBuf, PathBuf>);
 
 impl Directories {
     /// Where the files of `directory` really are, as of the first time this was asked.
-    pub(crate) fn resolve(&mut self, directory: &Path) -> &Path {
+    fn resolve(&mut self, directory: &Path) -> &Path {
         self.0.entry(directory.to_owned()).or_insert_with(|| {
             fs::canonicalize(directory.join("..data")).unwrap_or_else(|_| directory.to_owned())
         })
@@ -57,11 +56,15 @@ impl Directories {
 
     /// Reads a file that must hold something, of at most `limit` bytes.
     pub(crate) fn read(&mut self, path: &Path, limit: u64) -> Result<Content, ReadFault> {
-        let directory = parent(path);
-        let resolved = self.resolve(directory).join(path.file_name().unwrap_or(OsStr::new("")));
-        // A file beside `..data`, not behind it, is read under its own name.
-        let real = if resolved.exists() { resolved } else { path.to_owned() };
-        read_file(&real, limit)
+        read_file(&self.behind_data(path).unwrap_or_else(|| path.to_owned()), limit)
+    }
+
+    /// Where a link through `..data` leads, even to nothing. A file beside `..data` is read under
+    /// its own name, whatever a version has under that name.
+    pub(crate) fn behind_data(&mut self, path: &Path) -> Option<PathBuf> {
+        let link = fs::read_link(path).ok()?;
+        let name = link.strip_prefix("..data").ok()?;
+        Some(self.resolve(parent(path)).join(name))
     }
 }
 
@@ -186,8 +189,15 @@ mod tests {
         symlink("..2", &data).unwrap();
         let key = attempt.read(&dir.path().join("tls.key"), 100).unwrap();
         assert_eq!((crt.as_slice(), key.as_slice()), (&b"old"[..], &b"old"[..]));
-        let fresh = Directories::default().read(&dir.path().join("tls.key"), 100).unwrap();
-        assert_eq!(fresh.as_slice(), b"new");
+        let fresh = || Directories::default().read(&dir.path().join("tls.key"), 100);
+        assert_eq!(fresh().unwrap().as_slice(), b"new");
+
+        // Someone's own file in the place of the link: the volume's is no longer meant.
+        fs::write(dir.path().join("own"), "own").unwrap();
+        fs::rename(dir.path().join("own"), dir.path().join("tls.key")).unwrap();
+        assert_eq!(fresh().unwrap().as_slice(), b"own");
+        fs::remove_file(dir.path().join("tls.key")).unwrap();
+        assert_eq!(fresh(), Err(ReadFault::NotFound));
     }
 
     #[test]

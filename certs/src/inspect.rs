@@ -307,6 +307,48 @@ mod tests {
     }
 
     #[test]
+    fn what_a_certificate_is_told_of_is_not_told_of_the_file_again() {
+        let domain: TrustDomain = "example.org".parse().unwrap();
+        let ca = issue::make_ca(&domain, DAY).unwrap();
+        let expired = Forge::new("spiffe://example.org/a").unwrap().valid(-20, -10);
+        let expired = expired.sign(&ca).unwrap().chain_pem;
+        let stranger = issue::make_ca(&domain, DAY).unwrap();
+        let id = "spiffe://example.org/a".parse().unwrap();
+        let theirs = issue::issue(&stranger, &id, DAY / 2).unwrap().chain_pem;
+        let garbage = ::pem::encode(&::pem::Pem::new("CERTIFICATE", b"x".to_vec()));
+        let now = UnixTime::now();
+        for (pem, of_certificates, of_the_file) in [
+            (expired, &["expired"][..], &[][..]),
+            (theirs.clone(), &[], &["unknown_issuer"]),
+            (format!("{theirs}{garbage}"), &[], &["malformed"]),
+            (format!("{garbage}{theirs}"), &["issuer_constraint"], &["malformed"]),
+        ] {
+            let report = inspect(pem.as_bytes(), Some(ca.cert_pem.as_bytes()), None, now);
+            let rules = |broken: &[Broken]| broken.iter().map(|b| b.rule).collect::<Vec<_>>();
+            let told: Vec<_> = report.certificates.iter().flat_map(|c| rules(&c.broken)).collect();
+            assert_eq!((&*told, &*rules(&report.broken)), (of_certificates, of_the_file), "{pem}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_good_from_its_first_second_to_its_last() {
+        let domain: TrustDomain = "example.org".parse().unwrap();
+        let ca = issue::make_ca(&domain, DAY).unwrap();
+        let leaf = Forge::new("spiffe://example.org/a").unwrap().valid(100, 200);
+        let leaf = leaf.sign(&ca).unwrap().chain_pem;
+        let (_, der) = ::x509_parser::pem::parse_x509_pem(leaf.as_bytes()).unwrap();
+        let from = der.parse_x509().unwrap().validity().not_before.timestamp().unsigned_abs();
+        for (second, rule) in
+            [(-1, Some("not_yet_valid")), (0, None), (100, None), (101, Some("expired"))]
+        {
+            let at = Duration::from_secs(from.checked_add_signed(second).unwrap());
+            let report = inspect(leaf.as_bytes(), None, None, UnixTime::since_unix_epoch(at));
+            let told = report.certificates[0].broken.first().map(|b| b.rule);
+            assert_eq!(told, rule, "second {second}");
+        }
+    }
+
+    #[test]
     fn every_kind_of_key_is_named_with_its_size() {
         let of = |algorithm| rcgen::KeyPair::generate_for(algorithm).unwrap();
         let rsa = |size| rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size).unwrap();

@@ -281,6 +281,29 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_may_live_as_long_as_its_authority_and_no_second_longer() {
+        let ca = make_ca(&domain(), HOUR).unwrap();
+        let id = "spiffe://example.org/a".parse().unwrap();
+        let (_, der) = ::x509_parser::pem::parse_x509_pem(ca.cert_pem.as_bytes()).unwrap();
+        let end = der.parse_x509().unwrap().validity().not_after.timestamp();
+        let left = || {
+            let seconds = end - OffsetDateTime::now_utc().unix_timestamp();
+            Duration::from_secs(seconds.unsigned_abs())
+        };
+        // Both sides look at the clock; a second that began between the two proves nothing.
+        let same_second = |more| loop {
+            let ttl = left() + more;
+            let outcome = issue(&ca, &id, ttl);
+            if ttl == left() + more {
+                return outcome.err();
+            }
+        };
+        assert!(same_second(Duration::ZERO).is_none());
+        let refused = same_second(Duration::from_secs(1));
+        assert!(matches!(refused, Some(IssueError::OutlivesAuthority { .. })), "{refused:?}");
+    }
+
+    #[test]
     fn an_authority_issues_for_its_own_domain_and_time_alone() {
         let ca = make_ca(&domain(), HOUR).unwrap();
         let issue_for = |id: &str, ttl| issue(&ca, &id.parse().unwrap(), ttl).err();

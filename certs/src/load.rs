@@ -337,7 +337,7 @@ fn read_bundles(
         _ => LoadError::Unreadable { path: directory.to_owned(), reason: error.to_string() },
     };
     let mut names = Vec::new();
-    for entry in fs::read_dir(directories.resolve(directory)).map_err(unreadable)? {
+    for entry in fs::read_dir(directory).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
         if let Some(name) = name.to_str()
             && let Some(domain) = name.strip_suffix(".pem")
@@ -350,6 +350,8 @@ fn read_bundles(
             return Err(LoadError::Bundle { path: directory.to_owned(), reason });
         }
     }
+    // The kubelet swaps a volume's versions first, and then removes the links that lead to nothing.
+    names.retain(|(path, _)| directories.behind_data(path).is_none_or(|file| file.exists()));
     names.sort();
     let mut bundle = |(path, name): (PathBuf, String)| BundleFile {
         domain: name.parse::<TrustDomain>().map_err(|error| LoadError::Bundle {

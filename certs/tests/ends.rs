@@ -152,6 +152,11 @@ fn our_own_chain_ends_with_the_last_path_that_it_has() {
         let until = i64::try_from(made.at(end).as_secs()).unwrap();
         let own = generation.lifetimes(at(0)).into_iter().find(|l| l.subject == Subject::OwnSvid);
         assert_eq!(own.unwrap().until, until, "{case}");
+        let first = generation.not_before().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let before = first.saturating_sub(Duration::from_secs(1));
+        let state = |at| generation.own_state(UnixTime::since_unix_epoch(at));
+        assert_eq!(state(before), if end < 0 { state(first) } else { OwnState::NotYetValid });
+        assert!(end < 0 || state(first) == OwnState::Good, "{case}");
         let not_after = generation.not_after().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(not_after.as_secs(), made.at(end).as_secs(), "{case}");
     }

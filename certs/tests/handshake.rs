@@ -10,8 +10,10 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{DOMAIN, authority, bundles, chain, generation, generation_with, handshake, svid};
-use pillion_certs::generation::{ALPN_MESH, Offer, OwnState, TlsGeneration};
+use pillion_certs::generation::{ALPN_MESH, KeyExchange, Offer, OwnState, TlsGeneration};
 use pillion_certs::issue::{self, CertificateAuthority, Forge};
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::verify::{BundleError, SvidVerifier, TrustBundles, refusal_of};
@@ -208,6 +210,38 @@ fn a_leaf_with_one_byte_changed_is_refused() {
     }
     let longer = CertificateDer::from([&good[..], &[0]].concat());
     assert_eq!(server.verified_peer(Some(&[longer])).unwrap_err().label(), "malformed");
+}
+
+#[test]
+fn algorithms_are_ours_and_in_our_order() {
+    use rustls::CipherSuite::{
+        TLS13_AES_128_GCM_SHA256 as AES_128, TLS13_AES_256_GCM_SHA384 as AES_256,
+        TLS13_CHACHA20_POLY1305_SHA256 as CHACHA,
+    };
+    use rustls::NamedGroup::{X25519, X25519MLKEM768, secp256r1};
+    let ca = authority(DOMAIN);
+    let own = svid(&ca, &format!("spiffe://{DOMAIN}/a"));
+    for (exchange, wanted) in [
+        (KeyExchange::Auto, &[X25519MLKEM768, X25519, secp256r1][..]),
+        (KeyExchange::Classic, &[X25519, secp256r1]),
+    ] {
+        let trusted = bundles(&[(DOMAIN, &ca)]);
+        let made = TlsGeneration::new(chain(&own), &common::key(&own), trusted, exchange).unwrap();
+        for provider in [
+            Arc::clone(made.client_config(Offer::Single).crypto_provider()),
+            Arc::clone(made.server_config(true).crypto_provider()),
+        ] {
+            let groups: Vec<_> = provider.kx_groups.iter().map(|group| group.name()).collect();
+            assert_eq!(groups, wanted, "{exchange:?}");
+            let suites: Vec<_> = provider.cipher_suites.iter().map(|s| s.suite()).collect();
+            // Which is faster depends on the CPU (RFC 8446 has no order).
+            assert!(
+                [[AES_128, AES_256, CHACHA], [CHACHA, AES_128, AES_256]]
+                    .contains(&suites.clone().try_into().unwrap()),
+                "{suites:?}"
+            );
+        }
+    }
 }
 
 #[test]

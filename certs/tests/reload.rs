@@ -8,9 +8,10 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,6 @@ use pillion_certs::load::{IdentityFiles, LoadError, SvidSource, load};
 use pillion_certs::reload::{Outcome, Reloader};
 use pillion_certs::revoke::{Serial, revocation_list};
 use pillion_certs::stillness::{Look, STILL_FOR, Stillness};
-use pillion_certs::watch::{DirWatch, WatchError};
 use rustls_pki_types::UnixTime;
 
 fn files_in(dir: &Path) -> IdentityFiles {
@@ -257,6 +257,50 @@ fn a_swapped_data_symlink_is_a_new_generation() {
     unchanged(&reloader.poll(UnixTime::now()));
 }
 
+/// As the kubelet lays it out and changes it, and with a file that somebody has put beside it.
+#[test]
+fn bundles_of_a_volume_come_and_go_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (ca, one, two) = (authority(DOMAIN), authority("one.example"), authority("two.example"));
+    write(dir, &svid(&ca, &id("/a")), &ca);
+    let bundles = dir.join("bundles");
+    let version = |name: &str, partners: &[(&str, &CertificateAuthority)]| {
+        fs::create_dir_all(bundles.join(name)).unwrap();
+        for (partner, authority) in partners {
+            fs::write(bundles.join(name).join(partner), &authority.cert_pem).unwrap();
+        }
+        symlink(name, bundles.join("..data_tmp")).unwrap();
+        fs::rename(bundles.join("..data_tmp"), bundles.join("..data")).unwrap();
+    };
+    let link = |name: &str| symlink(Path::new("..data").join(name), bundles.join(name)).unwrap();
+    let files = IdentityFiles { trust_bundles_dir: Some(bundles.clone()), ..files_in(dir) };
+    let trusted = || {
+        let generation = load(&files, UnixTime::now()).unwrap();
+        let domains = generation.verifier().bundles().domains();
+        domains.map(ToString::to_string).filter(|d| d != DOMAIN).collect::<BTreeSet<_>>()
+    };
+    version("..v1", &[("one.example.pem", &one)]);
+    link("one.example.pem");
+    assert_eq!(trusted(), ["one.example".to_owned()].into());
+    version("..v2", &[("two.example.pem", &two)]);
+    assert_eq!(trusted(), [].into(), "a link to what the volume no longer has is no fault");
+    link("two.example.pem");
+    fs::remove_file(bundles.join("one.example.pem")).unwrap();
+    assert_eq!(trusted(), ["two.example".to_owned()].into());
+    fs::write(bundles.join("one.example.pem"), &one.cert_pem).unwrap();
+    assert_eq!(trusted().len(), 2, "a file beside those of the volume");
+    fs::write(bundles.join("new"), &one.cert_pem).unwrap();
+    fs::rename(bundles.join("new"), bundles.join("two.example.pem")).unwrap();
+    let generation = load(&files, UnixTime::now()).unwrap();
+    let stranger = Forge::new("spiffe://two.example/a").unwrap().sign(&one).unwrap();
+    let now_of_one = generation.verified_peer(Some(&common::chain(&stranger)));
+    assert!(now_of_one.is_ok(), "what stands in the place of the volume's link counts");
+    symlink("nowhere", bundles.join("three.example.pem")).unwrap();
+    let fault = load(&files, UnixTime::now()).unwrap_err();
+    assert_eq!(fault.label(), "not_found", "somebody's own link to nothing is told: {fault}");
+}
+
 #[test]
 fn one_file_may_hold_key_and_chain_in_either_order() {
     let dir = tempfile::tempdir().unwrap();
@@ -459,38 +503,4 @@ fn a_broken_bundle_of_another_domain_is_its_own_business() {
         Some("untrusted_domain"),
         "a file that has gone is gone"
     );
-}
-
-#[test]
-fn a_watch_tells_of_a_swapped_symlink() {
-    let dir = tempfile::tempdir().unwrap();
-    for version in ["..v1", "..v2"] {
-        fs::create_dir(dir.path().join(version)).unwrap();
-        fs::write(dir.path().join(version).join("tls.crt"), version).unwrap();
-    }
-    symlink("..v1", dir.path().join("..data")).unwrap();
-    let path = dir.path().join("tls.crt");
-    symlink("..data/tls.crt", &path).unwrap();
-    let (sender, changes) = std::sync::mpsc::channel();
-    let watch = DirWatch::new(std::slice::from_ref(&path), move || {
-        sender.send(()).unwrap_or_default();
-    })
-    .unwrap();
-    assert_eq!(fs::read_to_string(&path).unwrap(), "..v1");
-    symlink("..v2", dir.path().join("..data_tmp")).unwrap();
-    fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
-    changes.recv().unwrap();
-    assert_eq!(fs::read_to_string(&path).unwrap(), "..v2");
-    drop(watch);
-    // The watch's thread ends with it and drops the sender: the receiver's end proves it.
-    while changes.recv().is_ok() {}
-}
-
-#[test]
-fn a_watch_on_a_missing_directory_is_an_error_with_its_name() {
-    let path = PathBuf::from("/nonexistent/dir/tls.crt");
-    match DirWatch::new(&[path], || {}) {
-        Err(WatchError::NoDirectory(dir)) => assert_eq!(dir, Path::new("/nonexistent/dir")),
-        other => panic!("{other:?}"),
-    }
 }

@@ -205,7 +205,8 @@ fn a_verified_peer_is_found_revoked_whatever_else_has_changed() {
         ("a list by a wrong key", &ca, by_wrong_key.clone(), false),
         ("a list by a wrong key first", &ca, by_wrong_key + &list(&ca, &[&bad]), true),
     ] {
-        let after = verifier(bundles(&[(DOMAIN, authority)]), &pem);
+        let trusted = bundles(&[(DOMAIN, authority)]).with_revocation_lists(lists(&pem));
+        let after = generation_with(&svid(authority, &id("/own")), trusted);
         let found = after.revocation_of(&bad_peer);
         assert_eq!(found.as_ref().map(PeerRefusal::label), revoked.then_some("revoked"), "{name}");
         assert_eq!(after.revocation_of(&good), None, "{name}");
