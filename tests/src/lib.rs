@@ -39,6 +39,7 @@ mod settings;
 mod sidecar;
 pub mod stream;
 mod testbed;
+mod volume;
 mod wait;
 pub mod wear;
 pub mod workload_api;

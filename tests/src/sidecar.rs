@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use crate::exec::tail;
 use crate::labels::{field, metric, port};
 use crate::testbed::give_to;
+use crate::volume::publish;
 use crate::{
     Context, Failure, LogLine, MemoryGroup, Metrics, Pod, Process, Settings, Testbed, complete,
     http, wait_until,
@@ -227,7 +228,7 @@ impl Pod {
             fs::create_dir_all(directory).context(|| directory.display().to_string())?;
         }
         if options.present.policy {
-            write_policy(self, &options.policy)?;
+            publish_policy(self, &options.policy)?;
         }
         if options.present.certificates {
             let from = match &options.certificates {
@@ -237,7 +238,7 @@ impl Pod {
                     bed.issue(&bed.ca()?, &options.identity, &name)?
                 }
             };
-            publish_certificates(self, &from, 0)?;
+            publish_certificates(self, &from)?;
         }
         Ok((policy, tls))
     }
@@ -397,7 +398,7 @@ impl Sidecar {
     /// # Errors
     /// The file cannot be written.
     pub fn set_policy(&self, text: &str) -> Result<(), Failure> {
-        write_policy(&self.pod, text)
+        publish_policy(&self.pod, text)
     }
 
     /// The same, and waits until it is in force.
@@ -428,7 +429,7 @@ impl Sidecar {
     /// The files cannot be written.
     pub fn publish(&mut self, from: &Path) -> Result<(), Failure> {
         self.generation = self.generation.saturating_add(1);
-        publish_certificates(&self.pod, from, self.generation)
+        publish_certificates(&self.pod, from)
     }
 
     /// Waits until the certificates have been loaded, or refused, once more than `before` says.
@@ -527,30 +528,17 @@ fn start(pod: &Pod, options: &MeshOptions) -> Result<Process, Failure> {
     pod.spawn("proxy", &mut command)
 }
 
-/// Writes beside the file and renames: a reader sees the old text or the new.
-fn write_policy(pod: &Pod, text: &str) -> Result<(), Failure> {
-    let directory = policy_directory(pod);
-    let fresh = directory.join(".policy.yaml.new");
-    fs::write(&fresh, text).context(|| fresh.display().to_string())?;
-    fs::rename(&fresh, directory.join("policy.yaml")).context(|| "policy.yaml".to_owned())
+fn publish_policy(pod: &Pod, text: &str) -> Result<(), Failure> {
+    publish(&policy_directory(pod), |fresh| {
+        fs::write(fresh.join("policy.yaml"), text).context(|| "policy.yaml".to_owned())
+    })
 }
 
-/// Lays certificates out as the kubelet does: the files are symlinks through `..data`, and
-/// swapping that one link swaps all three at once.
-fn publish_certificates(pod: &Pod, from: &Path, generation: u32) -> Result<(), Failure> {
-    let tls = tls_directory(pod);
-    let name = format!("..generation-{generation}");
-    let fresh = tls.join(&name);
-    fs::create_dir(&fresh).context(|| fresh.display().to_string())?;
-    for file in ["tls.crt", "tls.key", "ca.crt"] {
-        fs::copy(from.join(file), fresh.join(file)).context(|| file)?;
-        let link = tls.join(file);
-        if fs::symlink_metadata(&link).is_err() {
-            std::os::unix::fs::symlink(Path::new("..data").join(file), link)?;
+fn publish_certificates(pod: &Pod, from: &Path) -> Result<(), Failure> {
+    publish(&tls_directory(pod), |fresh| {
+        for file in ["tls.crt", "tls.key", "ca.crt"] {
+            fs::copy(from.join(file), fresh.join(file)).context(|| file)?;
         }
-    }
-    give_to(PROXY_USER, &fresh)?;
-    let link = tls.join("..data_tmp");
-    std::os::unix::fs::symlink(&name, &link)?;
-    fs::rename(&link, tls.join("..data")).context(|| "..data")
+        give_to(PROXY_USER, fresh)
+    })
 }

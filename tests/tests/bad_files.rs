@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, port, reason};
+use pillion_testbed::labels::{CLIENT, SERVER, STRANGER, direction, field, metric, port, reason};
 use pillion_testbed::stream::ask;
 use pillion_testbed::{
     Failure, LogLine, MeshOptions, Pair, Sidecar, Testbed, http_get, policy, run, untouched,
@@ -223,6 +223,56 @@ fn a_policy_that_cannot_be_used_leaves_the_last_good_one_in_force() {
         Ok(())
     });
 }
+
+/// A policy's file that goes away leaves the last good policy, as one that cannot be read does;
+/// and it is taken again however it comes back: beside its place and renamed, or written over.
+#[test]
+fn a_policy_that_is_taken_away_leaves_the_last_good_one_in_force() {
+    run("policy-away", |bed| {
+        let pair = Pair::new(bed)?;
+        let listener = pair.listen(pair.server.v4(), APP)?;
+        let hash = || Ok::<_, Failure>(pair.callee.metrics()?.by(metric::POLICY, "hash"));
+        let folder = pair.server.path("policy");
+        let file = folder.join("policy.yaml");
+        let nobody = policy::serve(&[STRANGER]);
+        let everybody = policy::serve(&[CLIENT]);
+        let first = hash()?;
+        for (number, (name, take)) in AWAY.iter().enumerate() {
+            take(&folder)?;
+            pair.callee.wait_metric(metric::POLICY_LOADED, &[], 0.0)?;
+            let told = wait_until(name, FILES, || {
+                let told = pair.callee.messages("the policy can't be used")?;
+                Ok((told.len() > number).then_some(told))
+            })?;
+            let last = told.last().map(|line| line.text(field::MESSAGE)).unwrap_or_default();
+            assert!(last.contains("policy.yaml"), "{name}: {last}");
+            assert_eq!((told.len(), hash()?), (number + 1, first.clone()), "{name}: {told:?}");
+            assert_eq!(pair.callee.health("/healthz/ready")?.0, 200, "{name}");
+            pair.exchange(&listener)?;
+            pair.callee.set_policy(&everybody)?;
+            pair.callee.wait_metric(metric::POLICY_LOADED, &[], 1.0)?;
+            assert_eq!(hash()?, first, "{name}");
+        }
+        fs::write(&file, &nobody)?;
+        wait_until("what is written over", FILES, || Ok((hash()? != first).then_some(())))?;
+        let refused = ask(&pair.client, listener.local_addr()?, b"not any more")?;
+        assert!(refused.is_turned_away(), "{refused:?}");
+        untouched(&listener)?;
+        fs::write(folder.join("new"), &everybody)?;
+        fs::rename(folder.join("new"), &file)?;
+        wait_until("what is renamed", FILES, || Ok((hash()? == first).then_some(())))?;
+        pair.exchange(&listener)
+    });
+}
+
+type Taken = fn(&Path) -> std::io::Result<()>;
+
+/// How a policy's file goes away: its volume's link, the file behind it, the folder's leave to it.
+const AWAY: &[(&str, Taken)] = &[
+    ("the volume's link is removed", |folder| fs::remove_file(folder.join("..data"))),
+    ("the file is removed", |folder| fs::remove_file(folder.join("..data/policy.yaml"))),
+    ("the file may not be read", |folder| forbid(&folder.join("..data/policy.yaml"))),
+];
 
 /// The most memory that it has ever had resident, in bytes (proc_pid_status(5), VmHWM).
 fn peak(sidecar: &mut Sidecar) -> Result<u64, Failure> {
