@@ -250,8 +250,17 @@ fn a_file_of_lists_is_taken_whole_or_not_at_all() {
     assert!(matches!(error(&twice), CrlError::Malformed(1, _)), "of DER, one");
     assert!(RevocationLists::from_file(good.repeat(4).as_bytes()).is_ok());
     assert_eq!(error(good.repeat(5).as_bytes()), CrlError::TooMany);
-    let many: String = std::iter::repeat_with(|| list(&authority(DOMAIN), &[])).take(257).collect();
-    assert_eq!(error(many.as_bytes()), CrlError::TooMany);
+    let many: Vec<String> =
+        std::iter::repeat_with(|| list(&authority(DOMAIN), &[])).take(257).collect();
+    assert_eq!(lists(&many[..256].concat()).len(), 256);
+    assert_eq!(error(many.concat().as_bytes()), CrlError::TooMany);
+    let ders: Vec<_> = many
+        .iter()
+        .map(|pem| CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).unwrap())
+        .collect();
+    assert_eq!(RevocationLists::from_ders(&ders).unwrap_err(), CrlError::TooMany);
+    assert!(RevocationLists::from_ders(&[]).unwrap().is_empty());
+    assert!(!RevocationLists::from_ders(&ders[..1]).unwrap().is_empty());
 }
 
 /// What the common reader of PEM passes over would revoke nothing.

@@ -89,6 +89,39 @@ fn every_label_is_raised() {
     assert_eq!(raised, LoadError::ALL_LABELS.iter().copied().collect());
 }
 
+#[test]
+fn a_file_may_have_a_mebibyte_and_no_more() {
+    let made = Made::new();
+    let padded = |bytes: usize| {
+        let mut content = made.ca.cert_pem.clone().into_bytes();
+        content.resize(bytes, b'\n');
+        made.write("ca.crt", &content);
+        load(&made.files(), UnixTime::now()).err().map(|error| error.label())
+    };
+    assert_eq!(padded(1 << 20), None);
+    assert_eq!(padded((1 << 20) + 1), Some("too_large"));
+}
+
+#[test]
+fn a_folder_may_have_256_bundles_and_no_more() {
+    let made = Made::new();
+    let bundles = made.dir.path().join("bundles");
+    let files = IdentityFiles { trust_bundles_dir: Some(bundles.clone()), ..made.files() };
+    let missing = load(&files, UnixTime::now()).unwrap_err();
+    assert_eq!(missing.label(), "not_found");
+    assert!(missing.to_string().contains("bundles"), "{missing}");
+    fs::create_dir(&bundles).unwrap();
+    let authority = issue::make_ca(&"partner".parse().unwrap(), HOUR).unwrap().cert_pem;
+    let add = |number: usize| {
+        fs::write(bundles.join(format!("partner{number}.pem")), &authority).unwrap();
+    };
+    (0..MAX_TRUST_BUNDLES).for_each(add);
+    let trusted = load(&files, UnixTime::now()).unwrap();
+    assert_eq!(trusted.verifier().bundles().domains().count(), MAX_TRUST_BUNDLES + 1);
+    add(MAX_TRUST_BUNDLES);
+    assert_eq!(label(&files), "bundle");
+}
+
 /// Each reading finds something else.
 fn changing() -> Result<Snapshot, LoadError> {
     let made = Made::new();
