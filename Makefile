@@ -24,8 +24,10 @@ test: setup lint unit kubernetes fuzz-brief e2e ## every check and every test
 
 lint: ## formatting, clippy, rustdoc, dependency bans and licences
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets --features pillion-testbed/image -- -D warnings
 	cargo clippy --locked -p pillion-proxy --all-targets --no-default-features -- -D warnings
+	cargo clippy --locked --manifest-path fuzz/Cargo.toml --lib --bins --examples -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
 	scripts/cargo-deny check --hide-inclusion-graph bans licenses sources
 

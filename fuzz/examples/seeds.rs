@@ -9,11 +9,11 @@ use std::time::Duration;
 use pillion_certs::issue::{CertificateAuthority, Forge, bad_svids, issue, make_ca};
 use pillion_certs::revoke::{Serial, revocation_list};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,6 +26,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(root.join("seeds/ca.crt"), &ca.cert_pem)?;
     fs::write(root.join("seeds/leaf.crt"), &leaf.chain_pem)?;
     fs::write(root.join("seeds/leaf.key"), leaf.key_pem.as_bytes())?;
+    let partner = make_ca(&"partner.example".parse()?, day)?;
+    fs::write(root.join("seeds/partner.crt"), &partner.cert_pem)?;
+    let (top, between) = two_levels()?;
+    fs::write(root.join("seeds/root.crt"), &top)?;
 
     let svid = root.join("corpus/svid");
     fs::create_dir_all(&svid)?;
@@ -47,6 +51,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let names = Forge::new("spiffe://fuzz.example/x")?.dns("a.example").email("a@example.com");
     fs::write(svid.join("names"), chain(&[&names.sign(&ca)?.chain_pem])?)?;
+    let through = Forge::new("spiffe://fuzz.example/y")?.sign(&between)?;
+    fs::write(svid.join("through"), chain(&[&through.chain_pem, &between.cert_pem])?)?;
 
     let lists = root.join("corpus/crl");
     fs::create_dir_all(&lists)?;
@@ -56,6 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let der = CertificateRevocationListDer::from_pem_slice(revokes.as_bytes())?;
     fs::write(root.join("seeds/revokes.der"), &der)?;
     let empty = revocation_list(&ca, None, &[], None, day)?;
+    fs::write(root.join("seeds/empty.pem"), &empty)?;
     let brief = revocation_list(&ca, None, &[], None, Duration::from_secs(1))?;
     let foreign = revocation_list(&other, None, &[], None, day)?;
     // A certificate with the authority's name that is out of date, whoever has signed it.
@@ -84,10 +91,48 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("key", &leaf.key_pem),
         ("ca", &ca.cert_pem),
         ("both", &both),
+        ("crl", &empty),
+        ("partner", &partner.cert_pem),
     ]) {
         fs::write(pem.join(name), [&[number], text.as_bytes()].concat())?;
     }
+
+    let received = root.join("corpus/received");
+    fs::create_dir_all(&received)?;
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map(|der| der.to_vec());
+    let key = PrivatePkcs8KeyDer::from_pem_slice(leaf.key_pem.as_bytes())?;
+    let list = CertificateRevocationListDer::from_pem_slice(empty.as_bytes())?;
+    for (number, (name, part)) in (0..).zip([
+        ("id", b"spiffe://fuzz.example/ns/shop/sa/cart".to_vec()),
+        ("svid", der(&leaf.chain_pem)?),
+        ("key", key.secret_pkcs8_der().to_vec()),
+        ("bundle", [der(&ca.cert_pem)?, der(&top)?].concat()),
+        ("partner_id", b"spiffe://partner.example".to_vec()),
+        ("partner", der(&partner.cert_pem)?),
+        ("list", list.to_vec()),
+    ]) {
+        fs::write(received.join(name), [vec![number], part].concat())?;
+    }
     Ok(())
+}
+
+/// A root, PEM, and an authority below it that issues leaves.
+fn two_levels() -> Result<(String, CertificateAuthority), Box<dyn std::error::Error>> {
+    let params = |name: &str, depth| -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(depth));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params
+    };
+    let (top_key, key) = (KeyPair::generate()?, KeyPair::generate()?);
+    let top = params("fuzz root", 1);
+    let root = top.self_signed(&top_key)?.pem();
+    let between = params("fuzz between", 0).signed_by(&key, &Issuer::new(top, top_key))?;
+    let between =
+        CertificateAuthority { cert_pem: between.pem(), key_pem: key.serialize_pem().into() };
+    Ok((root, between))
 }
 
 /// A CA certificate with an authority's name and a key of its own that ended long ago.

@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pillion_fuzz::certs::{check_file, check_pem};
+use pillion_fuzz::certs::check_pem;
+use pillion_fuzz::identity::check_file;
 
 fuzz_target!(|input: &[u8]| {
     check_file(input);

@@ -1,12 +1,10 @@
-//! Certificates: nothing is accepted but what the authority signed, and no file breaks the loader.
+//! A peer's certificates and revocation lists: nothing is accepted but what the authority signed.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use pillion_certs::inspect::inspect;
-use pillion_certs::load::{IdentityFiles, KeyExchange, LoadError, SvidSource, load};
 use pillion_certs::refusal::PeerRefusal;
 use pillion_certs::revocation::RevocationLists;
 use pillion_certs::verify::{SvidVerifier, TrustBundles};
@@ -14,18 +12,22 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
-const CA: &str = include_str!("../seeds/ca.crt");
-const LEAF: &str = include_str!("../seeds/leaf.crt");
-const KEY: &str = include_str!("../seeds/leaf.key");
+pub(crate) const CA: &str = include_str!("../seeds/ca.crt");
+/// An authority of the same domain that lets another issue below it.
+const ROOT: &str = include_str!("../seeds/root.crt");
+pub(crate) const LEAF: &str = include_str!("../seeds/leaf.crt");
 /// Chains that were issued and keep every rule, as the targets' input has them.
-const GOOD: [&[u8]; 2] =
-    [include_bytes!("../corpus/svid/good"), include_bytes!("../corpus/svid/names")];
+const GOOD: [&[u8]; 3] = [
+    include_bytes!("../corpus/svid/good"),
+    include_bytes!("../corpus/svid/names"),
+    include_bytes!("../corpus/svid/through"),
+];
 
 /// A list of the authority that names the first of these leaves, in DER.
 const REVOKING: &[u8] = include_bytes!("../seeds/revokes.der");
 
 /// A moment within the validity of all seeds, which is that of a day long past.
-static NOW: LazyLock<UnixTime> = LazyLock::new(|| {
+pub(crate) static NOW: LazyLock<UnixTime> = LazyLock::new(|| {
     let ca = CertificateDer::from_pem_slice(CA.as_bytes()).expect("the seed is PEM");
     let (_, ca) = X509Certificate::from_der(&ca).expect("the seed is a certificate");
     let from = u64::try_from(ca.validity().not_before.timestamp()).expect("after 1970");
@@ -34,8 +36,9 @@ static NOW: LazyLock<UnixTime> = LazyLock::new(|| {
 
 fn bundles() -> TrustBundles {
     let mut bundles = TrustBundles::new();
-    let ca = CertificateDer::from_pem_slice(CA.as_bytes()).expect("the seed is PEM");
-    bundles.add("fuzz.example".parse().expect("a domain"), &[ca]).expect("the seed is a CA");
+    let authorities = [CA, ROOT]
+        .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).expect("the seed is PEM"));
+    bundles.add("fuzz.example".parse().expect("a domain"), &authorities).expect("they are CAs");
     bundles
 }
 
@@ -144,48 +147,4 @@ fn lists_and_surplus(input: &[u8]) -> Option<(Vec<CertificateDer<'_>>, &[u8])> {
 fn signed_list(der: &[u8]) -> Vec<u8> {
     let (_, list) = CertificateRevocationList::from_der(der).expect("the seed is a list");
     list.tbs_cert_list.as_ref().to_vec()
-}
-
-static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
-    let memory = PathBuf::from("/dev/shm");
-    let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    let directory = base.join(format!("pillion-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).expect("a directory for the files");
-    directory
-});
-
-/// A file of an identity; the others are good. The first byte says which it is.
-pub fn check_file(input: &[u8]) {
-    let Some((which, content)) = input.split_first() else { return };
-    let files = [("tls.crt", LEAF), ("tls.key", KEY), ("ca.crt", CA), ("both.pem", "")];
-    let which = usize::from(*which) % files.len();
-    for (number, (name, good)) in files.iter().enumerate() {
-        let content = if number == which { content } else { good.as_bytes() };
-        std::fs::write(DIRECTORY.join(name), content).expect("a file is written");
-    }
-    let file = |name: &str| DIRECTORY.join(name);
-    let svid = if which == 3 {
-        SvidSource::Bundle { file: file("both.pem") }
-    } else {
-        SvidSource::Files { cert: file("tls.crt"), key: file("tls.key") }
-    };
-    let files = IdentityFiles {
-        svid,
-        ca: file("ca.crt"),
-        crl: None,
-        trust_bundles_dir: None,
-        trust_domain: None,
-        key_exchange: KeyExchange::Auto,
-    };
-    match load(&files, *NOW) {
-        // Our own leaf is taken as the file has it, signed or not: peers judge it.
-        Ok(generation) => {
-            let own = generation.trust_domain().as_str();
-            assert!(own == "fuzz.example" || matches!(which, 0 | 3), "{own}");
-        }
-        Err(error) => {
-            assert!(LoadError::ALL_LABELS.contains(&error.label()));
-            assert!(!error.to_string().contains("PRIVATE KEY-----\n"), "a key in a message");
-        }
-    }
 }

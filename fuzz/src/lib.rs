@@ -9,6 +9,7 @@ mod buffers;
 pub mod certs;
 #[path = "../../proxy/src/detect.rs"]
 pub mod detect;
+pub mod identity;
 pub mod inject;
 pub mod nat_table;
 pub mod policy;
