@@ -14,8 +14,9 @@ use crate::worker::Command;
 
 use super::*;
 
-/// What the nameserver says of each name, without a final dot; an empty list is an answer, too.
-type Answers = Arc<Mutex<HashMap<&'static str, Vec<Ipv4Addr>>>>;
+/// What the nameserver says of each name, without a final dot, and for how many seconds that holds;
+/// an empty list is an answer, too.
+type Answers = Arc<Mutex<HashMap<&'static str, (u32, Vec<Ipv4Addr>)>>>;
 
 /// After this, a name may be asked for again.
 const MISS_FLOOR: Duration = Duration::from_millis(1100);
@@ -36,11 +37,11 @@ async fn nameserver(answers: Answers, heard: Heard) -> TokioResolver {
             // Most tests don't listen.
             let _ = heard.send((Instant::now(), format!("{name} {}", question.query_type())));
             let known = answers.lock().await.get(name.trim_end_matches('.')).cloned();
-            let Some(addresses) = known else { continue };
+            let Some((ttl, addresses)) = known else { continue };
             message = message.into_response();
             if question.query_type() == RecordType::A {
                 let record = |ip: &Ipv4Addr| {
-                    Record::from_rdata(question.name().clone(), 300, RData::A((*ip).into()))
+                    Record::from_rdata(question.name().clone(), ttl, RData::A((*ip).into()))
                 };
                 message.add_answers(addresses.iter().map(record));
             }
@@ -101,9 +102,35 @@ fn has(shared: &Shared, name: &str, ip: &str) -> bool {
 }
 
 #[tokio::test]
+async fn an_answer_holds_for_5_to_300_seconds_whatever_it_says() {
+    let answers = Answers::default();
+    let resolver = nameserver(Arc::clone(&answers), mpsc::unbounded_channel().0).await;
+    let address = vec![Ipv4Addr::new(10, 0, 0, 1)];
+    for (says, addresses, holds) in [
+        (0, &address, 5..=5),
+        (4, &address, 5..=5),
+        // What is left of it when it has come.
+        (60, &address, 59..=60),
+        (301, &address, 300..=300),
+        (86_400, &address, 300..=300),
+        // That there is none may be mended soon.
+        (300, &Vec::new(), 5..=5),
+    ] {
+        answers.lock().await.insert("orders.test", (says, addresses.clone()));
+        let question = Question { host: Arc::from("orders.test"), family: RecordType::A };
+        let room = Arc::new(Semaphore::new(1));
+        let (_, found) = look_up(Some(resolver.clone()), question, room).await;
+        let found = found.unwrap();
+        assert_eq!(found.addresses.len(), addresses.len());
+        let seconds = found.ttl.as_secs();
+        assert!(holds.contains(&seconds), "{says} s: {:?}", found.ttl);
+    }
+}
+
+#[tokio::test]
 async fn a_slow_name_holds_back_no_other() {
     let answers = Answers::default();
-    answers.lock().await.insert("fast.test", vec![Ipv4Addr::new(10, 0, 0, 1)]);
+    answers.lock().await.insert("fast.test", (300, vec![Ipv4Addr::new(10, 0, 0, 1)]));
     let (shared, _told) = running(&answers, "fast.test, slow.test").await;
     let unanswered = || {
         let hosts = shared.published.hosts.load();
@@ -111,7 +138,7 @@ async fn a_slow_name_holds_back_no_other() {
     };
     until("the silence", unanswered).await;
     assert!(has(&shared, "fast.test", "10.0.0.1"));
-    answers.lock().await.insert("fast.test", vec![Ipv4Addr::new(10, 0, 0, 2)]);
+    answers.lock().await.insert("fast.test", (300, vec![Ipv4Addr::new(10, 0, 0, 2)]));
     tokio::time::sleep(MISS_FLOOR).await;
     let ip = "10.0.0.2".parse().unwrap();
     let slow = shared.look_up(vec![Arc::from("slow.test")], ip);
@@ -128,8 +155,8 @@ async fn a_slow_name_holds_back_no_other() {
 #[tokio::test]
 async fn whoever_has_no_address_is_counted_and_every_first_end_is_judged() {
     let answers = Answers::default();
-    answers.lock().await.insert("none.test", Vec::new());
-    answers.lock().await.insert("some.test", vec![Ipv4Addr::new(10, 0, 0, 1)]);
+    answers.lock().await.insert("none.test", (300, Vec::new()));
+    answers.lock().await.insert("some.test", (300, vec![Ipv4Addr::new(10, 0, 0, 1)]));
     let (shared, mut told) = running(&answers, "none.test, some.test, silent.test").await;
     let without = &shared.metrics.hosts_without_address;
     until("the answers", || without.get() == 1).await;
