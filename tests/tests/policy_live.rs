@@ -50,19 +50,24 @@ fn inbound(head: &str, mode: &str, default: &str, rules: &str) -> String {
 }
 
 /// What audit lets through and reports: the verdict, the counter, one INFO line, the access log.
-fn let_through_and_reported(callee: &Sidecar, rule: &str, by: &str) -> Result<(), Failure> {
-    let shadow = [("mode", "audit"), ("decision", "deny"), ("rule", by)];
-    callee.wait_metric(metric::DECISIONS, &shadow, 1.0)?;
-    let acted = [("mode", "enforce"), ("decision", "allow"), ("rule", rule)];
-    callee.wait_metric(metric::DECISIONS, &acted, 1.0)?;
-    let said = callee.wait_message("audit rules would decide otherwise")?;
+fn let_through_and_reported(
+    sidecar: &Sidecar,
+    way: &str,
+    rule: &str,
+    by: &str,
+) -> Result<(), Failure> {
+    let shadow = [("direction", way), ("mode", "audit"), ("decision", "deny"), ("rule", by)];
+    sidecar.wait_metric(metric::DECISIONS, &shadow, 1.0)?;
+    let acted = [("direction", way), ("mode", "enforce"), ("decision", "allow"), ("rule", rule)];
+    sidecar.wait_metric(metric::DECISIONS, &acted, 1.0)?;
+    let said = sidecar.wait_message("audit rules would decide otherwise")?;
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said.iter().all(|line| line.text("level") == "INFO" && line.text("audit_rule") == by));
-    let lines = callee.wait_logs("the shadow verdict", 1, |line| {
+    let lines = sidecar.wait_logs("the shadow verdict", 1, |line| {
         line.text(field::SHADOW_VERDICT) == "deny" && line.text(field::SHADOW_RULE) == by
     })?;
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines.iter().all(|line| line.is(direction::INBOUND, reason::CLOSED)), "{lines:?}");
+    assert!(lines.iter().all(|line| line.is(way, reason::CLOSED)), "{lines:?}");
     Ok(())
 }
 
@@ -77,7 +82,7 @@ fn an_audit_rule_reports_and_lets_through() {
         pair.callee.load_policy(&inbound("", "strict", "deny", &rules))?;
         let listener = pair.listen(pair.server.v4(), APP)?;
         drop(open(&pair.client, &listener)?);
-        let_through_and_reported(&pair.callee, "callers", "watched")?;
+        let_through_and_reported(&pair.callee, direction::INBOUND, "callers", "watched")?;
 
         // Where audit would decide no other way there is nothing to report.
         let other = rules.replace(
@@ -105,7 +110,7 @@ fn a_file_in_audit_denies_nobody_and_checks_certificates_still() {
         pair.callee.load_policy(&text)?;
         let listener = pair.listen(pair.server.v4(), APP)?;
         drop(open(&pair.client, &listener)?);
-        let_through_and_reported(&pair.callee, "audit", "default")?;
+        let_through_and_reported(&pair.callee, direction::INBOUND, "audit", "default")?;
 
         let to = listener.local_addr()?;
         let plain = bed.pod("pln")?;
@@ -130,6 +135,47 @@ fn a_file_in_audit_denies_nobody_and_checks_certificates_still() {
                 line.text(field::DETAIL).contains(refusal::UNKNOWN_ISSUER)
             })
             .map(drop)
+    });
+}
+
+#[test]
+fn an_outbound_denial_that_audit_lifts_is_reported_and_mtls_stays() {
+    run("audit-outbound", |bed| {
+        let pair = Pair::new(bed)?;
+        let plain = bed.pod("pln")?;
+        let shut = format!(
+            "  - {{name: shut, ipBlocks: [\"{}\"], ports: [{APP}], action: deny}}\n",
+            plain.v4()
+        );
+        let enforced = policy::call(&pair.server.addresses(), SERVER)
+            .replace("defaultAction: passthrough", "defaultAction: deny");
+        let text = enforced.replace("inbound:", "enforcement: audit\ninbound:") + &shut;
+        pair.caller.load_policy(&text)?;
+        let by_name = plain.listen(SocketAddr::new(plain.v4(), APP))?;
+        drop(open(&pair.client, &by_name)?);
+        let_through_and_reported(&pair.caller, direction::OUTBOUND, "audit", "shut")?;
+        let by_default = plain.listen(SocketAddr::new(plain.v4(), APP + 1))?;
+        drop(open(&pair.client, &by_default)?);
+        let shadow = |rule| [("mode", "audit"), ("decision", "deny"), ("rule", rule)];
+        pair.caller.wait_metric(metric::DECISIONS, &shadow("default"), 1.0)?;
+
+        let meshed = pair.listen(pair.server.v4(), APP)?;
+        pair.exchange(&meshed)?;
+        let all = [("mode", "audit")];
+        assert_eq!(
+            pair.caller.metric(metric::DECISIONS, &all)?,
+            2.0,
+            "nothing lifted, nothing to report"
+        );
+        pair.check_meshed()?;
+
+        pair.caller.load_policy(&(enforced + &shut))?;
+        for listener in [&by_name, &by_default] {
+            let outcome = ask(&pair.client, listener.local_addr()?, b"enforced")?;
+            assert!(outcome.is_turned_away(), "{outcome:?}");
+            untouched(listener)?;
+        }
+        pair.exchange(&meshed)
     });
 }
 
