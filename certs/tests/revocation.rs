@@ -263,6 +263,24 @@ fn a_file_of_lists_is_taken_whole_or_not_at_all() {
     assert!(!RevocationLists::from_ders(&ders[..1]).unwrap().is_empty());
 }
 
+#[test]
+fn a_list_goes_on_from_one_of_the_same_name_and_key_alone() {
+    let ca = authority(DOMAIN);
+    let key = rcgen::KeyPair::from_pem(&ca.key_pem).unwrap();
+    let mut params = common::params_named_as(&ca, DOMAIN);
+    params.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, "renamed");
+    let renamed = params.self_signed(&key).unwrap().pem();
+    let renamed = CertificateAuthority { cert_pem: renamed, key_pem: ca.key_pem.clone() };
+    let forged = common::namesake(&ca, DOMAIN, true);
+    for (name, previous, goes_on) in
+        [("own", &ca, true), ("another key's", &forged, false), ("another name's", &renamed, false)]
+    {
+        let previous = list(previous, &[]);
+        let next = revocation_list(&ca, Some(previous.as_bytes()), &[], None, HOUR);
+        assert_eq!(next.is_ok(), goes_on, "{name}");
+    }
+}
+
 /// What the common reader of PEM passes over would revoke nothing.
 #[test]
 fn a_list_that_would_be_passed_over_spoils_the_file() {
