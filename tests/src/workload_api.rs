@@ -85,6 +85,13 @@ impl Answer {
         Ok(Self { svids: vec![svid], ..Self::default() })
     }
 
+    /// The same with the identities of another after its own.
+    #[must_use]
+    pub fn then(mut self, other: Self) -> Self {
+        self.svids.extend(other.svids);
+        self
+    }
+
     /// The same with the authorities of another trust domain.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use pillion_testbed::labels::{CLIENT, SERVER, metric, port};
+use pillion_testbed::workload_api::{Answer, WorkloadApi};
 use pillion_testbed::{
     Context, Failure, MeshOptions, Pair, Pod, Process, Sidecar, Testbed, http_get, policy, run,
     wait_until,
@@ -57,6 +58,27 @@ impl Key {
             return Some("PEM");
         }
         holds(memory, &self.der).then_some("DER")
+    }
+
+    /// In which form a part of it is in a text, if it is in any.
+    fn said(&self, text: &str) -> Option<&'static str> {
+        let lower = text.to_ascii_lowercase();
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let list = |bytes: &[u8]| format!("{bytes:?}").trim_matches(['[', ']']).to_owned();
+        let has_part = |form: &dyn Fn(&[u8]) -> String| {
+            self.scalar.iter().flat_map(|scalar| scalar.chunks(8)).any(|part| {
+                let part = form(part);
+                text.contains(&part) || lower.contains(&part)
+            })
+        };
+        let base64 = |line: &Vec<u8>| text.contains(&*String::from_utf8_lossy(line));
+        let forms = [
+            (self.text.iter().any(base64), "base64"),
+            (has_part(&hex), "hex"),
+            (has_part(&list), "a list of bytes"),
+            (has_part(&|part| part.escape_ascii().to_string()), "escaped bytes"),
+        ];
+        forms.into_iter().find_map(|(has, form)| has.then_some(form))
     }
 
     /// Whether its scalar is in memory.
@@ -212,18 +234,45 @@ fn nothing_that_the_proxy_says_has_a_part_of_the_key() {
         for there in ["trace", "testbed", SERVER, "can't be used"] {
             assert!(all.contains(there), "{there}");
         }
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         for key in [key, other] {
-            for line in &key.text {
-                let line = std::str::from_utf8(line).expect("base64");
-                assert!(!all.contains(line), "base64");
-            }
-            for scalar in &key.scalar {
-                let bytes = format!("{scalar:?}");
-                let part = bytes.get(1..30).expect("32 bytes");
-                let words = all.to_ascii_lowercase();
-                assert!(!all.contains(part) && !words.contains(&hex(&scalar[..8])));
-            }
+            assert_eq!(key.said(&all), None);
+        }
+        Ok(())
+    });
+}
+
+/// An agent's answer goes through libraries that have a log of their own.
+#[test]
+fn nothing_that_the_proxy_says_has_a_part_of_an_agents_key() {
+    run("agents-key-in-words", |bed| {
+        let server = bed.pod("srv")?;
+        let files = bed.issue(&bed.ca()?, SERVER, "agents")?;
+        let socket = bed.directory().join("agent.sock");
+        let agent = WorkloadApi::start(&socket)?;
+        agent.say(Answer::of(SERVER, &files)?);
+        let options = MeshOptions::new(policy::serve(&[CLIENT]), SERVER)
+            .without_files()
+            .env("PILLION_LOG", "trace")
+            .env("PILLION_IDENTITY_SOURCE", "workload-api")
+            .env("SPIFFE_ENDPOINT_SOCKET", &format!("unix://{}", socket.display()));
+        let mut callee = server.mesh(bed, options)?;
+        // Another's key, which does not fit.
+        let other = bed.issue(&bed.ca()?, SERVER, "others")?;
+        for file in ["tls.crt", "ca.crt"] {
+            fs::copy(files.join(file), other.join(file))?;
+        }
+        agent.say(Answer::of(SERVER, &other)?);
+        callee.wait_message("certificates can't be used")?;
+
+        let all = said(&server, &mut callee)?;
+        for there in ["h2::", "testbed", SERVER, "can't be used"] {
+            assert!(all.contains(there), "{there}");
+        }
+        for directory in [files, other] {
+            let key = Key::read(&directory.join("tls.key"))?;
+            assert_eq!(key.said(&all), None);
+            let bytes = format!("{all} Frame({:?})", key.scalar[0]);
+            assert_eq!(key.said(&bytes), Some("a list of bytes"), "the search finds what is there");
         }
         Ok(())
     });

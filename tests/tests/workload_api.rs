@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pillion_testbed::labels::{CLIENT, PARTNER, PARTNER_DOMAIN, SERVER, metric, reason};
+use pillion_testbed::labels::{CLIENT, PARTNER, PARTNER_DOMAIN, SERVER, STRANGER, metric, reason};
 use pillion_testbed::stream::{exchange, pass};
 use pillion_testbed::workload_api::{Answer, WorkloadApi};
 use pillion_testbed::{
@@ -74,7 +74,9 @@ fn an_identity_comes_is_rotated_and_outlives_the_agent() {
         let mut asking = client.connect(listener.local_addr()?)?;
         let mut answering = accept(&listener)?;
         let streams = agent.streams();
-        let second = Answer::of(SERVER, &bed.issue(&bed.ca()?, SERVER, "second")?)?;
+        // Of several identities the first is ours, and the client asks for it.
+        let other = Answer::of(STRANGER, &bed.issue(&bed.ca()?, STRANGER, "other")?)?;
+        let second = Answer::of(SERVER, &bed.issue(&bed.ca()?, SERVER, "second")?)?.then(other);
         agent.say(second.clone());
         wait_until("the rotation", LIMIT, || Ok((loads(&callee, "ok")? == 2.0).then_some(())))?;
         assert_eq!(agent.streams(), streams);
