@@ -245,6 +245,18 @@ fn algorithms_are_ours_and_in_our_order() {
 }
 
 #[test]
+fn a_peer_is_its_chain_whoever_has_verified_it() {
+    let ca = authority(DOMAIN);
+    let [one, other] = ["a", "b"].map(|name| svid(&ca, &format!("spiffe://{DOMAIN}/{name}")));
+    let verified = |svid| {
+        let verifier = SvidVerifier::new(bundles(&[(DOMAIN, &ca)]));
+        verifier.verify(&chain(svid), UnixTime::now()).unwrap()
+    };
+    assert_eq!(verified(&one), verified(&one));
+    assert_ne!(verified(&one), verified(&other));
+}
+
+#[test]
 fn two_connections_are_two_full_handshakes() {
     let ca = authority(DOMAIN);
     let (server, client) = (generation(&ca, "/server"), generation(&ca, "/client"));

@@ -345,6 +345,11 @@ mod tests {
         ] {
             assert_eq!(pattern(wide).covers(&pattern(narrow)), want, "{wide} {narrow}");
         }
+        // Without a trust domain of our own a short pattern is known to be itself, and no more.
+        let short = |text| Pattern::parse(text, None).unwrap();
+        assert!(short("shop/*").covers(&short("shop/*")));
+        assert!(!short("shop/*").covers(&short("shop/cart")));
+        assert!(!short("*/*").covers(&pattern("spiffe://own.org/ns/shop/sa/cart")));
     }
 
     #[test]

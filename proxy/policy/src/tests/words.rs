@@ -106,16 +106,34 @@ fn an_open_rule_is_named_by_the_block_that_opens_it() {
     let opens = |blocks: &str| {
         let rule = format!("{{name: a, action: allow, from: [{{ipBlocks: [{blocks}]}}]}}");
         let warnings = good(&rules(&rule)).warnings;
-        warnings.iter().map(|d| d.message.split(" is every").next().unwrap().to_owned()).collect()
+        let is =
+            |d: &crate::Diagnostic| d.message.split(" and no identity").next().unwrap().to_owned();
+        warnings.iter().map(is).collect()
     };
     let but = "{cidr: 0.0.0.0/0, except: [10.0.0.0/8]}";
     let warnings =
         good(&rules(&format!("{{name: a, action: allow, from: [{{ipBlocks: [{but}]}}]}}")));
     let [but] = warnings.warnings.as_slice() else { panic!("one warning") };
     assert!(but.message.starts_with("0.0.0.0/0 is every address but its exceptions"), "{but}");
-    let opens: [Vec<String>; 3] =
-        ["10.0.0.0/8, 0.0.0.0/0", "0.0.0.0/0, ::/0", "0.0.0.0/1, 128.0.0.0/1"].map(opens);
-    assert_eq!(opens[0], ["0.0.0.0/0"]);
-    assert_eq!(opens[1], ["0.0.0.0/0", "::/0"]);
-    assert_eq!(opens[2], ["this list"]);
+    let opens: [Vec<String>; 4] = [
+        "10.0.0.0/8, 0.0.0.0/0",
+        "0.0.0.0/0, ::/0",
+        "0.0.0.0/1, 128.0.0.0/1",
+        "{cidr: 0.0.0.0/1, except: [1.0.0.0/8]}, 128.0.0.0/1, 1.0.0.0/8",
+    ]
+    .map(opens);
+    assert_eq!(opens[0], ["0.0.0.0/0 is every address"]);
+    assert_eq!(opens[1], ["0.0.0.0/0 is every address", "::/0 is every address"]);
+    assert_eq!(opens[2], ["this list is every address"]);
+    assert_eq!(opens[3], ["this list is every address"], "its exception is in it");
+}
+
+#[test]
+fn an_address_among_names_is_told_where_it_belongs() {
+    for address in ["10.0.0.1", "10.0.0.0/8", "fd00::1"] {
+        let destination = format!("{{name: d, action: deny, hosts: [\"{address}\"]}}");
+        let outbound = format!("defaultAction: passthrough, destinations: [{destination}]");
+        let said = error(&file("", STRICT, &outbound));
+        assert!(said.ends_with("; an address belongs in ipBlocks"), "{said}");
+    }
 }
