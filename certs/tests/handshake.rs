@@ -254,6 +254,7 @@ fn a_peer_is_its_chain_whoever_has_verified_it() {
     };
     assert_eq!(verified(&one), verified(&one));
     assert_ne!(verified(&one), verified(&other));
+    assert_eq!(verified(&one).chain(), chain(&one));
 }
 
 #[test]

@@ -350,6 +350,10 @@ mod tests {
         assert_eq!(refused(&rules(most)).0, Kind::TooMany);
         let two = rules(most - 100);
         assert!(parse(&two, &mut Sink::new("t", ""), |_, _, _| {}).is_some());
+        // What is outside counts together, with rules in between or without.
+        let around = |n: usize| format!("{{a: {0}, inbound: {{rules: [b, c]}}, d: {0}}}", list(n));
+        assert_eq!(refused(&around(most / 2)).0, Kind::TooMany);
+        assert!(parse(&around(most / 2 - 100), &mut Sink::new("t", ""), |_, _, _| {}).is_some());
     }
 
     #[test]
