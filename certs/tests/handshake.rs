@@ -245,6 +245,17 @@ fn algorithms_are_ours_and_in_our_order() {
 }
 
 #[test]
+fn what_the_library_finds_itself_has_a_label_too() {
+    use rustls::CertificateError::{BadEncoding, BadSignature};
+    let label = |error| refusal_of(&error).map(|refusal| refusal.label());
+    let invalid = rustls::Error::InvalidCertificate;
+    assert_eq!(label(invalid(BadEncoding)), Some("malformed"));
+    assert_eq!(label(invalid(BadSignature)), Some("bad_handshake_signature"));
+    assert_eq!(label(rustls::Error::NoCertificatesPresented), Some("no_certificate"));
+    assert_eq!(label(rustls::Error::DecryptError), None, "no fault of the certificate");
+}
+
+#[test]
 fn a_peer_is_its_chain_whoever_has_verified_it() {
     let ca = authority(DOMAIN);
     let [one, other] = ["a", "b"].map(|name| svid(&ca, &format!("spiffe://{DOMAIN}/{name}")));
