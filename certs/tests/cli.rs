@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use pillion_certs::generation::KeyExchange;
 use pillion_certs::load::{IdentityFiles, SvidSource, load};
@@ -83,6 +83,23 @@ fn inspect_ends_with_1_when_a_rule_is_broken_and_says_which() {
     assert_eq!(report[0]["certificates"][0]["id"], "spiffe://example.org/a");
     let said = ends(&certs(dir, "inspect missing.pem"), 1);
     assert!(said.contains("missing.pem"), "{said}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_not_told_and_a_full_disk_is() {
+    let dir = tempfile::tempdir().unwrap();
+    ends(&certs(dir.path(), "ca --trust-domain example.org --out ca"), 0);
+    let to = |out: Stdio| {
+        let mut inspect = Command::new(env!("CARGO_BIN_EXE_pillion-certs"));
+        inspect.current_dir(dir.path()).args(["inspect", "ca/ca.crt"]).stdout(out);
+        ends(&inspect.output().unwrap(), 1)
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(to(writer.into()), "");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let said = to(full.into());
+    assert!(said.contains("No space left on device"), "{said}");
 }
 
 #[test]
