@@ -461,12 +461,12 @@ fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'stati
         reason,
         wanted: "certificates",
     };
-    let content = without_keys(content);
     // What is meant to be trusted, presented or obeyed must not be lost in silence.
     let is_lost = |label: &[u8]| {
         label != b"CERTIFICATE" && (label.ends_with(b"CERTIFICATE") || label.ends_with(b"CRL"))
     };
-    let certificates = pem::check_labels(&content, is_lost).and(pem::certificates(&content));
+    let strict = pem::check_marks(content).and(pem::check_labels(content, is_lost));
+    let certificates = strict.and_then(|()| pem::certificates(&without_keys(content)));
     let certificates = certificates.map_err(|fault| bad(fault.to_string()))?;
     if certificates.is_empty() {
         return Err(bad("no \"BEGIN CERTIFICATE\" in it".to_owned()));

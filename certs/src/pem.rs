@@ -3,7 +3,8 @@
 //! The common reader takes a section where a line begins with its mark, and passes over the rest.
 //! Two files put together without a newline between them are one such case: the second one's first
 //! section is text behind the first one's end. So each mark is looked for wherever it is, and
-//! refused where that reader would not see it.
+//! refused where that reader would not see it. A section that is cut short is another: the next
+//! one's BEGIN takes its place.
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -21,6 +22,12 @@ pub(crate) enum PemFault {
          is it indented, or a newline missing between two files?"
     )]
     Mark(usize),
+    /// A BEGIN mark within a section, or an END mark that doesn't end the one before it.
+    #[error(
+        "line {0}: this mark does not fit the one before it: a section is a BEGIN line and, with \
+         the same label, an END line; is one of them missing?"
+    )]
+    Unpaired(usize),
     /// A section that whoever wrote it wants to be read, under a label that isn't.
     #[error("line {0}: {1:?} is not read from this file")]
     Label(usize, String),
@@ -32,7 +39,7 @@ pub(crate) enum PemFault {
 /// The certificates in a file, in its order; private keys must have been cut out.
 ///
 /// # Errors
-/// [`PemFault::Mark`] and [`PemFault::Broken`].
+/// Those of [`check_marks`], and [`PemFault::Broken`].
 pub(crate) fn certificates(content: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemFault> {
     check_marks(content)?;
     CertificateDer::pem_slice_iter(content)
@@ -40,17 +47,24 @@ pub(crate) fn certificates(content: &[u8]) -> Result<Vec<CertificateDer<'static>
         .map_err(|error| PemFault::Broken(error.to_string()))
 }
 
-/// Whether each mark is a line of its own.
+/// Whether each mark is a line of its own, and each BEGIN has its END before the next one. That the
+/// last one has an end is left to the reader.
 ///
 /// # Errors
-/// [`PemFault::Mark`].
+/// [`PemFault::Mark`] and [`PemFault::Unpaired`].
 pub(crate) fn check_marks(content: &[u8]) -> Result<(), PemFault> {
-    let mut at = 0;
+    let (mut at, mut open) = (0, None);
     while let Some((from, line)) = next_line(content, &mut at) {
         let has = |mark: &[u8]| line.windows(mark.len()).any(|window| window == mark);
-        if (has(b"-BEGIN ") || has(b"-END ")) && label(line, BEGIN).or(label(line, END)).is_none() {
-            return Err(PemFault::Mark(line_number(content, from)));
+        if !has(b"-BEGIN ") && !has(b"-END ") {
+            continue;
         }
+        open = match (label(line, BEGIN), label(line, END), open) {
+            (Some(begun), _, None) => Some(begun),
+            (_, Some(ended), Some(begun)) if ended == begun => None,
+            (None, None, _) => return Err(PemFault::Mark(line_number(content, from))),
+            _ => return Err(PemFault::Unpaired(line_number(content, from))),
+        };
     }
     Ok(())
 }
@@ -149,6 +163,26 @@ mod tests {
             assert_eq!(check_marks(text.as_bytes()), Ok(()), "{text:?}");
         }
         assert_eq!(check_marks(format!("{ONE}\r\n\r\n{ONE}").as_bytes()), Ok(()));
+    }
+
+    #[test]
+    fn a_section_that_another_takes_the_place_of_is_refused() {
+        let (begin, end) = ("-----BEGIN X-----\nAAAA", "-----END X-----");
+        let other = ONE.replace('X', "Y");
+        for (text, line) in [
+            // Cut short, and what follows.
+            (format!("{begin}\n{ONE}"), 3),
+            (format!("{begin}\n{other}\n{ONE}"), 3),
+            (format!("{ONE}\n{begin}\n{other}\n{end}"), 6),
+            (format!("{begin}\n{}", end.replace('X', "XY")), 3),
+            (format!("{begin}\n{}\n{end}", end.replace('X', "Y")), 3),
+            (format!("{ONE}\n{end}"), 4),
+            (end.to_owned(), 1),
+        ] {
+            assert_eq!(check_marks(text.as_bytes()), Err(PemFault::Unpaired(line)), "{text:?}");
+        }
+        assert_eq!(check_marks(begin.as_bytes()), Ok(()), "the reader says what is missing");
+        assert!(matches!(certificates(begin.as_bytes()), Err(PemFault::Broken(_))));
     }
 
     #[test]

@@ -243,7 +243,8 @@ fn of_list(error: webpki::Error) -> webpki::Error {
     }
 }
 
-fn ders(content: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, CrlError> {
+/// The lists of a file, in DER and not looked into: there is one at least, and each section is one.
+pub(crate) fn ders(content: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, CrlError> {
     // A SEQUENCE: DER. PEM begins with a letter or a dash.
     if content.first() == Some(&0x30) {
         return Ok(vec![content.to_vec().into()]);

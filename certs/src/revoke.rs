@@ -5,15 +5,15 @@ use std::time::Duration;
 
 pub use rcgen::RevocationReason;
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::issue::{BACKDATE, CertificateAuthority, IssueError, issuer};
-use crate::leaf;
+use crate::{leaf, revocation};
 
 /// The most bytes that a serial number has, as RFC 5280 §4.1.2.2 bounds it.
 const MAX_SERIAL_BYTES: usize = 20;
@@ -75,7 +75,7 @@ impl FromStr for Serial {
 /// than the previous one's, or 1.
 ///
 /// # Errors
-/// [`IssueError::BadRevocation`] for a previous list that isn't the authority's;
+/// [`IssueError::BadRevocation`] for a previous list that isn't the authority's, or that isn't alone;
 /// [`IssueError::BadTtl`] for a `next_update` of less than a second or more than 100 years.
 pub fn revocation_list(
     authority: &CertificateAuthority,
@@ -120,8 +120,9 @@ fn previous_entries(
     let bad = |e: &dyn std::fmt::Display| {
         IssueError::BadRevocation(format!("the list that is there: {e}; name another file"))
     };
-    let der = CertificateRevocationListDer::from_pem_slice(pem).map_err(|e| bad(&e))?;
-    let (_, list) = CertificateRevocationList::from_der(&der).map_err(|e| bad(&e))?;
+    let ders = revocation::ders(pem).map_err(|e| bad(&e))?;
+    let [der] = ders.as_slice() else { return Err(bad(&"it is one of several in the file")) };
+    let (_, list) = CertificateRevocationList::from_der(der).map_err(|e| bad(&e))?;
     let ca = certificate_of(authority)?;
     let (_, ca) = X509Certificate::from_der(&ca).map_err(|e| bad(&e))?;
     if list.issuer().as_raw() != ca.subject().as_raw()
@@ -169,6 +170,7 @@ mod tests {
     use super::*;
     use crate::issue;
     use crate::revocation::RevocationLists;
+    use rustls_pki_types::CertificateRevocationListDer;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -204,6 +206,9 @@ mod tests {
         assert_eq!(RevocationLists::from_file(second.as_bytes()).unwrap().len(), 1);
         let theirs = revocation_list(&other, None, &[], None, HOUR).unwrap();
         assert!(matches!(list(Some(&theirs), &[], None), Err(IssueError::BadRevocation(_))));
+        let both = format!("{first}{second}");
+        let one_of_two = list(Some(&both), &[], None).unwrap_err();
+        assert!(one_of_two.to_string().contains("one of several"), "the other would be lost");
         let torn = &second[..second.len() / 2];
         assert!(matches!(list(Some(torn), &[], None), Err(IssueError::BadRevocation(_))));
         let never = revocation_list(&ca, None, &[], None, Duration::ZERO);

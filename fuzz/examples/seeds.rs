@@ -68,6 +68,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A certificate with the authority's name that is out of date, whoever has signed it.
     let stale = chain(&[&stale_namesake(&ca)?])?;
     let both = format!("{empty}{revokes}");
+    let cut: String = revokes.split_inclusive('\n').take(3).collect();
+    let cut_short = format!("{cut}{}{empty}", ca.cert_pem);
     for (name, surplus, file) in [
         ("revokes.der", &[][..], der.as_ref()),
         ("revokes.pem", &[], revokes.as_bytes()),
@@ -75,6 +77,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("expired.pem", &[], brief.as_bytes()),
         ("other.pem", &[], foreign.as_bytes()),
         ("two.pem", &[], both.as_bytes()),
+        ("cut_short.pem", &[], cut_short.as_bytes()),
         ("surplus_revokes.der", &stale, der.as_ref()),
         ("surplus_two.pem", &stale, both.as_bytes()),
         ("surplus_empty.pem", &stale, empty.as_bytes()),
