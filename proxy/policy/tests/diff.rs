@@ -311,6 +311,54 @@ fn two_names_have_a_line_where_neither_alone_has_it() {
     assert_eq!(told_of(&file(&listed), &file(&listed[..1])).len(), 1);
 }
 
+#[test]
+fn one_name_alone_is_no_everybody() {
+    let pass = "defaultAction: passthrough";
+    let shut = format!("{pass}, destinations: [{{name: a, hosts: [a], action: deny}}]");
+    assert_eq!(
+        told_of(&shut, pass),
+        ["loosens  deny -> passthrough  outbound every port to any address, named a \
+          (was: deny by a; now: passthrough by default)"]
+    );
+}
+
+#[test]
+fn what_a_file_says_once_is_told_both_ways() {
+    let file = |head: &str| {
+        let text = format!(
+            "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {{name: t}}\n{head}\n\
+             inbound: {{mtls: strict, defaultAction: deny}}\n\
+             outbound: {{defaultAction: passthrough}}\n"
+        );
+        load("t", &text, Some(&own())).unwrap_or_else(|e| panic!("{e}\n{text}")).policy
+    };
+    let one = file("enforcement: enforce\ntrustDomains: [a.org, b.org]");
+    let other = file("enforcement: audit\ntrustDomains: [b.org, c.org]");
+    let told = |old, new| {
+        let found = diff(old, new, MOST_CLASSES).unwrap();
+        found.settings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let domains = "trustDomains: a.org, b.org -> b.org, c.org: peers of";
+    assert_eq!(
+        told(&one, &other),
+        [
+            "loosens  enforcement: enforce -> audit: denials are only reported".to_owned(),
+            format!("loosens  {domains} c.org are now accepted"),
+            format!("tightens {domains} a.org are no longer accepted"),
+        ]
+    );
+    let domains = "trustDomains: b.org, c.org -> a.org, b.org: peers of";
+    assert_eq!(
+        told(&other, &one),
+        [
+            format!("loosens  {domains} a.org are now accepted"),
+            "tightens enforcement: audit -> enforce: denials act".to_owned(),
+            format!("tightens {domains} c.org are no longer accepted"),
+        ]
+    );
+    assert_eq!(told(&one, &one), [""; 0]);
+}
+
 /// Every line of a diff between two files, word by word: `pillion-proxy diff --all` prints the same.
 #[test]
 fn what_changes_is_told_in_words() {

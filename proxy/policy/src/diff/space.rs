@@ -193,19 +193,49 @@ pub(super) fn others(nets: &[IpNet]) -> Vec<IpNet> {
     out
 }
 
-/// Whether no address that a connection may have lies between.
+/// Whether no address that a connection may have lies between two of one family.
 fn adjoin(end: IpAddr, start: IpAddr) -> bool {
-    let after = to_bits(end).saturating_add(1);
-    let over_mapped = end.is_ipv6() && after == MAPPED.0 && to_bits(start) > MAPPED.1;
-    after == to_bits(start) || (over_mapped && to_bits(start) == MAPPED.1.saturating_add(1))
+    let (after, start) = (to_bits(end).saturating_add(1), to_bits(start));
+    after == start || (after == MAPPED.0 && start == MAPPED.1.saturating_add(1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cidr::Block;
+    use crate::yaml::Pos;
 
     fn nets(text: &str) -> Vec<IpNet> {
         text.split_whitespace().map(|net| net.parse().unwrap()).collect()
+    }
+
+    /// The networks of the addresses that are in the set, and of those that are not.
+    fn inside_and_outside(set: &str) -> [Vec<IpNet>; 2] {
+        let block = |net| Block { pos: Pos::START, net, except: Box::new([]) };
+        let set = AddressSet::new(&nets(set).into_iter().map(block).collect::<Vec<_>>());
+        let classes = addresses(&[&set], &Work::new(1000)).unwrap();
+        [true, false].map(|inside| {
+            networks(classes.iter().filter(|class| set.contains(class.sample) == inside))
+        })
+    }
+
+    #[test]
+    fn addresses_that_no_connection_has_are_nobodys() {
+        // All IPv6 addresses before the mapped ones, or all after them: what lies between goes with
+        // either, and with neither.
+        let before: String = (0_u32..16)
+            .map(|bits| format!("::{:x}:0:0/{} ", 0xffff & !(0xffff_u32 >> bits), 81 + bits))
+            .collect();
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+        let [inside, outside] = inside_and_outside(&before);
+        assert_eq!(inside, nets(&before));
+        assert!(!outside.iter().any(|net| net.contains(&mapped)), "{outside:?}");
+        // Two that only seem to be neighbours.
+        let apart = "::/96 ::1:0:0:0/80";
+        assert_eq!(inside_and_outside(apart)[0], nets(apart));
+        // And two that are: together, they are one network.
+        let after = "::1:0:0:0/80 ";
+        assert_eq!(inside_and_outside(&format!("{before}{after}"))[0], nets("::/79"));
     }
 
     #[test]
