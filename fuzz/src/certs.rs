@@ -88,6 +88,10 @@ pub fn check_pem(input: &[u8]) {
     let plain = inspect(input, None, None, *NOW);
     let checked = inspect(input, Some(CA.as_bytes()), None, *NOW);
     assert!(!checked.is_good() || plain.is_good(), "an authority mends nothing");
+    let mark = b"-----BEGIN CERTIFICATE-----";
+    let marks = input.windows(mark.len()).filter(|bytes| bytes == mark).count();
+    let read = plain.certificates.len();
+    assert!(!plain.broken.is_empty() || marks == read, "{marks} sections, {read} read");
     // As the authorities too, whatever they are.
     let _ = inspect(LEAF.as_bytes(), Some(input), None, *NOW);
 }
