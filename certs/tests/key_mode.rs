@@ -8,8 +8,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use pillion_certs::generation::KeyExchange;
-use pillion_certs::load::{IdentityFiles, SvidSource, load};
+use pillion_certs::load::load;
 use rustls_pki_types::UnixTime;
 
 #[test]
@@ -18,17 +17,8 @@ fn a_key_that_anyone_may_read_is_told_with_its_mode() {
     let path = |name: &str| dir.path().join(name);
     let ca = common::authority(common::DOMAIN);
     let own = common::svid(&ca, &format!("spiffe://{}/a", common::DOMAIN));
-    fs::write(path("tls.crt"), &own.chain_pem).unwrap();
-    fs::write(path("tls.key"), own.key_pem.as_bytes()).unwrap();
-    fs::write(path("ca.crt"), &ca.cert_pem).unwrap();
-    let files = IdentityFiles {
-        svid: SvidSource::Files { cert: path("tls.crt"), key: path("tls.key") },
-        ca: path("ca.crt"),
-        trust_bundles_dir: None,
-        crl: None,
-        trust_domain: None,
-        key_exchange: KeyExchange::Auto,
-    };
+    common::write(dir.path(), &own, &ca);
+    let files = common::files_in(dir.path());
     for (mode, told) in [(0o600, false), (0o640, false), (0o644, true), (0o4404, true)] {
         fs::set_permissions(path("tls.key"), Permissions::from_mode(mode)).unwrap();
         let log = tracing_subscriber::fmt()

@@ -15,31 +15,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{DOMAIN, HOUR, authority, svid};
-use pillion_certs::generation::{KeyExchange, OwnState, TlsGeneration};
+use common::{DOMAIN, HOUR, authority, files_in, svid, write};
+use pillion_certs::generation::{OwnState, TlsGeneration};
 use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
 use pillion_certs::load::{IdentityFiles, LoadError, SvidSource, load};
 use pillion_certs::reload::{Outcome, Reloader};
 use pillion_certs::revoke::{Serial, revocation_list};
 use pillion_certs::stillness::{Look, STILL_FOR, Stillness};
 use rustls_pki_types::UnixTime;
-
-fn files_in(dir: &Path) -> IdentityFiles {
-    IdentityFiles {
-        svid: SvidSource::Files { cert: dir.join("tls.crt"), key: dir.join("tls.key") },
-        ca: dir.join("ca.crt"),
-        trust_bundles_dir: None,
-        crl: None,
-        trust_domain: None,
-        key_exchange: KeyExchange::Auto,
-    }
-}
-
-fn write(dir: &Path, svid: &Issued, ca: &CertificateAuthority) {
-    fs::write(dir.join("tls.crt"), &svid.chain_pem).unwrap();
-    fs::write(dir.join("tls.key"), svid.key_pem.as_bytes()).unwrap();
-    fs::write(dir.join("ca.crt"), &ca.cert_pem).unwrap();
-}
 
 fn id(path: &str) -> String {
     format!("spiffe://{DOMAIN}{path}")

@@ -2,11 +2,14 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::result_large_err, reason = "an error here ends the test")]
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pillion_certs::generation::{KeyExchange, TlsGeneration};
 use pillion_certs::issue::{self, CertificateAuthority, Issued};
+use pillion_certs::load::{IdentityFiles, SvidSource};
 use pillion_certs::verify::TrustBundles;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -36,6 +39,25 @@ pub(crate) fn chain(svid: &Issued) -> Vec<CertificateDer<'static>> {
 
 pub(crate) fn key(svid: &Issued) -> PrivateKeyDer<'static> {
     PrivateKeyDer::from_pem_slice(svid.key_pem.as_bytes()).unwrap()
+}
+
+/// The files of an identity in a folder.
+pub(crate) fn files_in(dir: &Path) -> IdentityFiles {
+    IdentityFiles {
+        svid: SvidSource::Files { cert: dir.join("tls.crt"), key: dir.join("tls.key") },
+        ca: dir.join("ca.crt"),
+        trust_bundles_dir: None,
+        crl: None,
+        trust_domain: None,
+        key_exchange: KeyExchange::Auto,
+    }
+}
+
+/// Writes these files.
+pub(crate) fn write(dir: &Path, svid: &Issued, ca: &CertificateAuthority) {
+    fs::write(dir.join("tls.crt"), &svid.chain_pem).unwrap();
+    fs::write(dir.join("tls.key"), svid.key_pem.as_bytes()).unwrap();
+    fs::write(dir.join("ca.crt"), &ca.cert_pem).unwrap();
 }
 
 pub(crate) fn bundle_from_pem(domain: &str, pem: &str) -> TrustBundles {
