@@ -150,6 +150,7 @@ mod tests {
             (&year, end + 9 * DAY, Some((Over, end + 9 * DAY - HOUR)), Some(Over)),
             // Not begun.
             (&lifetime(100, 200), 99, None, Some(Early)),
+            (&lifetime(100, 200), 100, Some((Early, 99)), None),
             (&lifetime(100, 200), 100, None, None),
             // Upside down, and at the edges of what a date can be.
             (&lifetime(200, 100), 150, None, Some(Over)),

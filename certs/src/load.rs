@@ -351,7 +351,10 @@ fn read_bundles(
         }
     }
     // The kubelet swaps a volume's versions first, and then removes the links that lead to nothing.
-    names.retain(|(path, _)| directories.behind_data(path).is_none_or(|file| file.exists()));
+    // Where nobody can say what they lead to, reading them does.
+    names.retain(|(path, _)| {
+        directories.behind_data(path).is_none_or(|file| file.try_exists().unwrap_or(true))
+    });
     names.sort();
     let mut bundle = |(path, name): (PathBuf, String)| BundleFile {
         domain: name.parse::<TrustDomain>().map_err(|error| LoadError::Bundle {

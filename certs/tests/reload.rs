@@ -279,6 +279,12 @@ fn bundles_of_a_volume_come_and_go_with_it() {
     let stranger = Forge::new("spiffe://two.example/a").unwrap().sign(&one).unwrap();
     let now_of_one = generation.verified_peer(Some(&common::chain(&stranger)));
     assert!(now_of_one.is_ok(), "what stands in the place of the volume's link counts");
+    link("four.example.pem");
+    symlink("one.example.pem", bundles.join("..data_tmp")).unwrap();
+    fs::rename(bundles.join("..data_tmp"), bundles.join("..data")).unwrap();
+    let fault = load(&files, UnixTime::now()).unwrap_err();
+    assert_eq!(fault.label(), "unreadable", "a volume that cannot be looked into: {fault}");
+    fs::remove_file(bundles.join("four.example.pem")).unwrap();
     symlink("nowhere", bundles.join("three.example.pem")).unwrap();
     let fault = load(&files, UnixTime::now()).unwrap_err();
     assert_eq!(fault.label(), "not_found", "somebody's own link to nothing is told: {fault}");
