@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, reason};
-use pillion_testbed::stream::{ask, pass, read_exactly};
+use pillion_testbed::stream::{ask, pass, read_exactly, read_to_end};
 use pillion_testbed::{
     Context, Failure, LogLine, MeshOptions, Pod, Process, Sidecar, Testbed, accept, policy, run,
     untouched, wait_until,
@@ -36,7 +36,16 @@ struct Nameserver {
 
 impl Nameserver {
     fn start(bed: &Testbed, seconds: u32, records: &[Record<'_>]) -> Result<Self, Failure> {
-        let pod = bed.pod("dns")?;
+        Self::start_in(bed.pod("dns")?, "known.test", seconds, records)
+    }
+
+    /// Of the domain `all` it knows everything: what it does not know there does not exist.
+    fn start_in(
+        pod: Pod,
+        all: &str,
+        seconds: u32,
+        records: &[Record<'_>],
+    ) -> Result<Self, Failure> {
         let file = pod.path("records");
         write_records(&file, records)?;
         let mut command = pod.daemon("dnsmasq");
@@ -44,8 +53,7 @@ impl Nameserver {
         command.args(["--no-hosts", "--conf-file=/dev/null", "--bind-interfaces"]);
         command.arg(format!("--listen-address={}", pod.v4()));
         command.arg(format!("--local-ttl={seconds}"));
-        // Of this domain it knows everything: what it does not know there does not exist.
-        command.arg("--local=/known.test/");
+        command.arg(format!("--local=/{all}/"));
         command.arg(format!("--pid-file={}", pod.path("pid").display()));
         command.arg(format!("--addn-hosts={}", file.display()));
         let process = pod.spawn("dnsmasq", &mut command)?;
@@ -65,8 +73,15 @@ impl Nameserver {
 
     /// The resolv.conf of those who ask it.
     fn resolv_conf(&self) -> Result<PathBuf, Failure> {
+        self.resolv_conf_before(&[])
+    }
+
+    /// The resolv.conf of those who ask it, and then others.
+    fn resolv_conf_before(&self, others: &[&Self]) -> Result<PathBuf, Failure> {
         let file = self.pod.path("resolv.conf");
-        fs::write(&file, format!("nameserver {}\n", self.pod.v4()))?;
+        let all = [self].into_iter().chain(others.iter().copied());
+        let lines: String = all.map(|one| format!("nameserver {}\n", one.pod.v4())).collect();
+        fs::write(&file, lines)?;
         Ok(file)
     }
 }
@@ -248,6 +263,88 @@ fn a_nameserver_that_dies_takes_no_address_away() {
         caller.wait_message("can't be resolved")?;
         exchange(&client, &server, &addresses)?;
         all_left(&caller, 2 * addresses.len(), "mtls", "orders")
+    });
+}
+
+/// A connection that is open to the first of `server`'s addresses: the caller's end, then the app's.
+fn open(client: &Pod, server: &Pod) -> Result<(TcpStream, TcpStream), Failure> {
+    let listener = server.listen(SocketAddr::new(server.v4(), APP))?;
+    let mut asking = client.connect(listener.local_addr()?)?;
+    let mut answering = accept(&listener)?;
+    pass(&mut asking, &mut answering, b"to whom it may concern")?;
+    Ok((asking, answering))
+}
+
+#[test]
+fn a_new_address_of_a_name_ends_what_is_open_to_it_and_one_that_is_left_out_ends_nothing() {
+    run("hosts-open", |bed| {
+        let (server, other, client) = (bed.pod("srv")?, bed.pod("oth")?, bed.pod("cli")?);
+        let (addresses, others) = (server.addresses(), other.addresses());
+        let dns = Nameserver::start(bed, LONG, &[("orders.shop.test", &addresses)])?;
+        let _callee = serve(bed, &server)?;
+        let caller = call(bed, &client, &dns, &by_name("passthrough", ""))?;
+        let (mut asking, mut answering) = open(&client, &server)?;
+        let (mut plain, mut plainly) = open(&client, &other)?;
+
+        dns.answer(&[("orders.shop.test", &others)])?;
+        miss(&client, &dns)?;
+        assert_eq!(read_to_end(&mut plain)?.0, b"");
+        assert_eq!(read_to_end(&mut plainly)?.0, b"");
+        drop((plain, plainly));
+        let lines = caller.wait_ended(direction::OUTBOUND, reason::POLICY_CHANGED, 1)?;
+        assert!(
+            lines.iter().all(|line| line.text(field::DETAIL).ends_with(": orders")),
+            "{lines:?}"
+        );
+        // Not even where all else is denied from now on.
+        pass(&mut asking, &mut answering, b"one more")?;
+        caller.load_policy(&by_name("deny", ""))?;
+        pass(&mut answering, &mut asking, b"and back")?;
+        drop((asking, answering));
+        all_left(&caller, 1, "mtls", "orders")
+    })
+}
+
+/// It says at once that there is no such name, and the one whose name it is takes a little longer,
+/// or is silent.
+#[test]
+fn a_nameserver_that_is_not_asked_first_takes_no_address_away() {
+    run("hosts-two", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let addresses = server.addresses();
+        let dns = Nameserver::start(bed, 1, &[("orders.shop.test", &addresses)])?;
+        let elsewhere = Nameserver::start_in(bed.pod("els")?, "shop.test", 1, &[])?;
+        let _callee = serve(bed, &server)?;
+        let resolv_conf = dns.resolv_conf_before(&[&elsewhere])?;
+        let text = by_name("passthrough", "");
+        let options = MeshOptions::new(text, CLIENT).resolv_conf(&resolv_conf);
+        let caller = client.mesh(bed, options)?;
+        for _ in 0..5 {
+            exchange(&client, &server, &addresses)?;
+            miss(&client, &dns)?;
+        }
+        dns.process.signal(Signal::SIGSTOP)?;
+        caller.wait_message("can't be resolved")?;
+        exchange(&client, &server, &addresses)?;
+        all_left(&caller, 6 * addresses.len(), "mtls", "orders")
+    });
+}
+
+/// It knows nothing, and says so. The next one is asked.
+#[test]
+fn a_nameserver_that_refuses_is_passed_over() {
+    run("hosts-refuse", |bed| {
+        let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
+        let addresses = server.addresses();
+        let dns = Nameserver::start(bed, 1, &[("orders.shop.test", &addresses)])?;
+        let refuses = Nameserver::start_in(bed.pod("ref")?, "known.test", 1, &[])?;
+        let _callee = serve(bed, &server)?;
+        let resolv_conf = refuses.resolv_conf_before(&[&dns])?;
+        let text = by_name("deny", "");
+        let options = MeshOptions::new(text, CLIENT).resolv_conf(&resolv_conf);
+        let caller = client.mesh(bed, options)?;
+        exchange(&client, &server, &addresses)?;
+        all_left(&caller, addresses.len(), "mtls", "orders")
     });
 }
 

@@ -1,17 +1,18 @@
 //! Keeps the addresses of the policy's `hosts`.
 
-mod look_up;
+mod nameservers;
 mod questions;
+#[cfg(test)]
+mod stub;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::proto::rr::RecordType;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 
 use crate::live::{Host, HostAddresses, Known, LocalNet, RESOLVE_WAIT, ResolveRequest, Shared};
 use crate::net;
@@ -19,17 +20,20 @@ use crate::net;
 use super::Workers;
 use super::readiness::Readiness;
 
-use look_up::{Found, LOOK_UP_TIMEOUT, MOST_AT_A_TIME, look_up, system_resolver};
+use nameservers::{Found, LOOK_UP_TIMEOUT, Nameservers};
 use questions::{Question, Questions};
 
 /// How often due names and the pod's own addresses are looked for.
 const TICK: Duration = Duration::from_secs(1);
+/// How many questions are asked at a time because they are due, and how many on a miss: each has a
+/// socket, and a policy may have 10,000 names.
+const MOST_AT_A_TIME: usize = 100;
 
 // Who waits for a look-up hears how it ended.
 const _: () = assert!(LOOK_UP_TIMEOUT.as_millis() < RESOLVE_WAIT.as_millis());
 
-/// A look-up that has ended.
-type Ended = (Question, Result<Found, String>);
+/// A look-up that has ended, or panicked.
+type Ended = Result<(Id, Result<Found, String>), JoinError>;
 
 /// Resolves names on the control thread and publishes their addresses.
 pub struct Resolver {
@@ -37,15 +41,18 @@ pub struct Resolver {
     workers: Workers,
     readiness: Arc<Readiness>,
     requests: mpsc::Receiver<ResolveRequest>,
-    resolver: Option<TokioResolver>,
-    nameservers: HashSet<IpAddr>,
+    nameservers: Arc<Nameservers>,
+    nameserver_addresses: HashSet<IpAddr>,
     /// What was answered.
     known: HashMap<Arc<str>, Host>,
     /// What is asked when, and for whom.
     questions: Questions,
     /// What is asked now. One that is slow holds back no other.
-    looking: JoinSet<Ended>,
-    room: Arc<Semaphore>,
+    looking: JoinSet<Result<Found, String>>,
+    asked: HashMap<Id, Question>,
+    room_for_due: Arc<Semaphore>,
+    /// A connection waits for these: they don't queue behind the others.
+    room_for_missed: Arc<Semaphore>,
 }
 
 /// What answers have changed.
@@ -65,24 +72,23 @@ impl Resolver {
         readiness: Arc<Readiness>,
         requests: mpsc::Receiver<ResolveRequest>,
     ) -> Self {
-        let (resolver, nameservers) = match system_resolver() {
-            Ok((resolver, servers)) => (Some(resolver), servers),
-            Err(e) => {
-                tracing::warn!(error = %e, "no resolver: names in the policy match no address");
-                (None, HashSet::new())
-            }
-        };
+        let (nameservers, nameserver_addresses) = Nameservers::of_system().unwrap_or_else(|e| {
+            tracing::warn!(error = %e, "no resolver: names in the policy match no address");
+            Default::default()
+        });
         let this = Self {
             shared,
             workers,
             readiness,
             requests,
-            resolver,
-            nameservers,
+            nameservers: Arc::new(nameservers),
+            nameserver_addresses,
             known: HashMap::new(),
             questions: Questions::default(),
             looking: JoinSet::new(),
-            room: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
+            asked: HashMap::new(),
+            room_for_due: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
+            room_for_missed: Arc::new(Semaphore::new(MOST_AT_A_TIME)),
         };
         this.publish_local();
         this
@@ -97,13 +103,13 @@ impl Resolver {
                     self.publish_local();
                     self.follow_policy();
                 }
-                Some(ended) = self.looking.join_next() => self.ended(ended.ok()),
+                Some(ended) = self.looking.join_next_with_id() => {
+                    self.ended(ended);
+                    self.ask_due();
+                }
                 request = self.requests.recv() => match request {
                     None => return,
-                    Some(request) => {
-                        let ask = self.questions.wait_for(request, Instant::now());
-                        self.ask(ask);
-                    }
+                    Some(request) => self.ask_missed(request),
                 },
             }
         }
@@ -118,31 +124,55 @@ impl Resolver {
         if before != self.known.len() {
             self.publish();
         }
-        let ask = self.questions.due(&hosts, Instant::now());
-        self.ask(ask);
+        self.questions.follow(&hosts, Instant::now());
+        self.ask_due();
     }
 
-    fn ask(&mut self, questions: Vec<Question>) {
-        for question in questions {
-            let room = Arc::clone(&self.room);
-            self.looking.spawn(look_up(self.resolver.clone(), question, room));
+    /// Asks as many of the questions that are due as there is room for: the rest has its turn when
+    /// some of these have ended.
+    fn ask_due(&mut self) {
+        while let Ok(permit) = Arc::clone(&self.room_for_due).try_acquire_owned() {
+            let Some(question) = self.questions.next_due(Instant::now()) else { return };
+            self.ask(question, async move { permit });
         }
     }
 
+    fn ask_missed(&mut self, request: ResolveRequest) {
+        for question in self.questions.wait_for(request, Instant::now()) {
+            let room = Arc::clone(&self.room_for_missed);
+            // It is never closed.
+            self.ask(question, async move { room.acquire_owned().await.ok() });
+        }
+    }
+
+    /// Asks once there is room.
+    fn ask<P, R>(&mut self, question: Question, room: R)
+    where
+        P: Send,
+        R: Future<Output = P> + Send + 'static,
+    {
+        let (nameservers, asked) = (Arc::clone(&self.nameservers), question.clone());
+        let look_up = self.looking.spawn(async move {
+            let _permit = room.await;
+            nameservers.look_up(&asked).await
+        });
+        self.asked.insert(look_up.id(), question);
+    }
+
     /// Publishes what a look-up has found, and what those that have ended by now have, and then
-    /// tells who waits for them. (A look-up that has panicked found nothing.)
-    fn ended(&mut self, first: Option<Ended>) {
+    /// tells who waits for them.
+    fn ended(&mut self, first: Ended) {
         let (mut change, mut told) = (Change::default(), Vec::new());
-        let mut next = first;
-        loop {
-            if let Some((question, answer)) = next {
+        let mut next = Some(first);
+        while let Some(ended) = next {
+            let (id, answer) = ended.unwrap_or_else(|e| {
+                (e.id(), Err("asking has panicked; please report it".to_owned()))
+            });
+            if let Some(question) = self.asked.remove(&id) {
                 told.push(question.clone());
                 self.answered(question, answer, &mut change);
             }
-            match self.looking.try_join_next() {
-                Some(ended) => next = ended.ok(),
-                None => break,
-            }
+            next = self.looking.try_join_next_with_id();
         }
         if change.any {
             self.publish();
@@ -212,7 +242,7 @@ impl Resolver {
         let Ok(addresses) = net::local_addresses() else { return };
         let local = LocalNet {
             addresses: addresses.into_iter().collect(),
-            nameservers: self.nameservers.clone(),
+            nameservers: self.nameserver_addresses.clone(),
         };
         self.shared.published.local.store(Arc::new(local));
     }

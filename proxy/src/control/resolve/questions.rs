@@ -1,6 +1,6 @@
 //! Which names are asked for when, and who waits for the answers. No I/O, and no clock of its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::live::ResolveRequest;
 
-use super::look_up::LOOK_UP_TIMEOUT;
-
 /// A name without an answer is asked for again after this.
 const RETRY: Duration = Duration::from_secs(5);
 /// On a miss, a name is asked for at most this often.
 const MISS_FLOOR: Duration = Duration::from_secs(1);
-/// A look-up that has not come back after this never will.
-const LOST: Duration = LOOK_UP_TIMEOUT.saturating_add(Duration::from_secs(1));
 
 /// A and AAAA are two questions: an answer to one says nothing of the other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,8 +26,10 @@ pub(super) struct Question {
 /// How it stands with one question. `None` is a time that is over.
 #[derive(Debug, Default)]
 struct State {
-    /// Since when an answer is awaited.
-    asking: Option<Instant>,
+    /// An answer is awaited.
+    asking: bool,
+    /// It was found to be due, and has its turn to come.
+    queued: bool,
     /// When to ask again.
     due: Option<Instant>,
     /// From when on a miss asks again.
@@ -43,8 +41,8 @@ struct State {
 }
 
 impl State {
-    fn is_asking(&self, now: Instant) -> bool {
-        self.asking.is_some_and(|since| now < since + LOST)
+    fn is_due(&self, now: Instant) -> bool {
+        !self.asking && !is_ahead(self.due, now)
     }
 
     /// Whether nobody can say what addresses there are now.
@@ -81,27 +79,41 @@ impl Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Questions {
     states: HashMap<Question, State>,
+    queue: VecDeque<Question>,
     waiting: Vec<Waiting>,
 }
 
 impl Questions {
-    /// Follows the policy: the questions of `hosts` that are to be asked now. Those of other names
-    /// are forgotten, and so are requests for which nobody waits any more.
-    pub(super) fn due(&mut self, hosts: &HashSet<Arc<str>>, now: Instant) -> Vec<Question> {
+    /// Follows the policy: the questions of `hosts` that are due queue up. Those of other names are
+    /// forgotten, and so are requests for which nobody waits any more.
+    pub(super) fn follow(&mut self, hosts: &HashSet<Arc<str>>, now: Instant) {
         self.waiting.retain(|waiting| !waiting.done.is_closed());
         self.states.retain(|question, _| hosts.contains(&question.host));
-        let mut ask = Vec::new();
+        self.queue.retain(|question| hosts.contains(&question.host));
         for host in hosts {
             for family in [RecordType::A, RecordType::AAAA] {
                 let question = Question { host: Arc::clone(host), family };
                 let state = self.states.entry(question.clone()).or_default();
-                if !state.is_asking(now) && !is_ahead(state.due, now) {
-                    state.asking = Some(now);
-                    ask.push(question);
+                if state.is_due(now) && !state.queued {
+                    state.queued = true;
+                    self.queue.push_back(question);
                 }
             }
         }
-        ask
+    }
+
+    /// The next of those that are due, which is to be asked now.
+    pub(super) fn next_due(&mut self, now: Instant) -> Option<Question> {
+        while let Some(question) = self.queue.pop_front() {
+            let Some(state) = self.states.get_mut(&question) else { continue };
+            state.queued = false;
+            // On a miss it may have been asked meanwhile.
+            if state.is_due(now) {
+                state.asking = true;
+                return Some(question);
+            }
+        }
+        None
     }
 
     /// Takes a request, and returns those of its questions that are to be asked now. It is answered
@@ -114,15 +126,14 @@ impl Questions {
         for host in names.iter() {
             let question = Question { host: Arc::clone(host), family };
             let state = self.states.entry(question.clone()).or_default();
-            let asking = state.is_asking(now);
-            if !asking && is_ahead(state.missed, now) {
+            if !state.asking && is_ahead(state.missed, now) {
                 if state.is_unanswered(now) {
                     waiting.unanswered.push(question.host);
                 }
                 continue;
             }
-            if !asking {
-                state.asking = Some(now);
+            if !state.asking {
+                state.asking = true;
                 ask.push(question.clone());
             }
             waiting.left.insert(question);
@@ -144,14 +155,14 @@ impl Questions {
         let good = ttl.map_or(state.good, |ttl| Some(now + ttl));
         let due = Some(now + ttl.unwrap_or(RETRY));
         let missed = Some(now + MISS_FLOOR);
-        *state = State { asking: None, due, missed, good, failed: ttl.is_none() };
+        *state = State { asking: false, due, missed, good, failed: ttl.is_none(), ..*state };
         Some(failed_before)
     }
 
     /// Answers the requests that waited for these questions and for no other. To be called when
     /// what they have led to is published.
     pub(super) fn tell(&mut self, questions: &[Question], now: Instant) {
-        let Self { states, waiting } = self;
+        let Self { states, waiting, .. } = self;
         let unanswered =
             |question| states.get(question).is_none_or(|state| state.is_unanswered(now));
         let told = std::mem::take(waiting).into_iter().filter_map(|mut one| {

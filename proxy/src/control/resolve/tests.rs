@@ -3,59 +3,17 @@
 
 use std::net::Ipv4Addr;
 
-use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
-use hickory_resolver::proto::op::Message;
-use hickory_resolver::proto::rr::{RData, Record};
-use tokio::net::UdpSocket;
-use tokio::sync::{Mutex, oneshot};
+use hickory_resolver::config::ResolverOpts;
+use tokio::sync::oneshot;
 
 use crate::live::testing::resolving;
 use crate::worker::Command;
 
+use super::stub::{Answer, Answers, Heard, nameserver};
 use super::*;
-
-/// What the nameserver says of each name, without a final dot, and for how many seconds that holds;
-/// an empty list is an answer, too.
-type Answers = Arc<Mutex<HashMap<&'static str, (u32, Vec<Ipv4Addr>)>>>;
 
 /// After this, a name may be asked for again.
 const MISS_FLOOR: Duration = Duration::from_millis(1100);
-
-/// Each question that the nameserver has got, and when.
-type Heard = mpsc::UnboundedSender<(Instant, String)>;
-
-async fn nameserver(answers: Answers, heard: Heard) -> TokioResolver {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let at = socket.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut datagram = [0; 1500];
-        loop {
-            let (length, from) = socket.recv_from(&mut datagram).await.unwrap();
-            let mut message = Message::from_vec(&datagram[..length]).unwrap();
-            let question = message.queries[0].clone();
-            let name = question.name().to_string();
-            // Most tests don't listen.
-            let _ = heard.send((Instant::now(), format!("{name} {}", question.query_type())));
-            let known = answers.lock().await.get(name.trim_end_matches('.')).cloned();
-            let Some((ttl, addresses)) = known else { continue };
-            message = message.into_response();
-            if question.query_type() == RecordType::A {
-                let record = |ip: &Ipv4Addr| {
-                    Record::from_rdata(question.name().clone(), ttl, RData::A((*ip).into()))
-                };
-                message.add_answers(addresses.iter().map(record));
-            }
-            socket.send_to(&message.to_vec().unwrap(), from).await.unwrap();
-        }
-    });
-    let mut config = NameServerConfig::udp(at.ip());
-    config.connections[0].port = at.port();
-    let config = ResolverConfig::from_parts(None, Vec::new(), vec![config]);
-    let mut options = ResolverOpts::default();
-    options.cache_size = 0;
-    let builder = TokioResolver::builder_with_config(config, Default::default());
-    builder.with_options(options).build().unwrap()
-}
 
 /// A resolver that runs for a policy with these names, and what it tells the workers.
 async fn running(
@@ -70,6 +28,16 @@ async fn running_heard(
     hosts: &str,
     heard: Heard,
 ) -> (Arc<Shared>, mpsc::UnboundedReceiver<Command>) {
+    let (mut resolver, shared, told) = ready(hosts);
+    let servers = [nameserver(answers, heard).await];
+    let nameservers = Nameservers::new(&servers, ResolverOpts::default()).unwrap();
+    resolver.nameservers = Arc::new(nameservers);
+    tokio::spawn(resolver.run());
+    (shared, told)
+}
+
+/// A resolver that has asked nothing yet.
+fn ready(hosts: &str) -> (Resolver, Arc<Shared>, mpsc::UnboundedReceiver<Command>) {
     let (shared, requests) = resolving(&[]);
     let text = format!(
         "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {{name: t}}\n\
@@ -81,20 +49,22 @@ async fn running_heard(
     shared.published.policy.store(Some(Arc::new(policy)));
     let (tell, told) = mpsc::unbounded_channel();
     let readiness = Readiness::new(Arc::clone(&shared));
-    let mut resolver = Resolver::new(Arc::clone(&shared), Workers(vec![tell]), readiness, requests);
-    resolver.resolver = Some(nameserver(Arc::clone(answers), heard).await);
-    tokio::spawn(resolver.run());
-    (shared, told)
+    let resolver = Resolver::new(Arc::clone(&shared), Workers(vec![tell]), readiness, requests);
+    (resolver, shared, told)
 }
 
 /// Waits for what is published to be so.
 async fn until(what: &str, so: impl Fn() -> bool) {
+    until_within(Duration::from_secs(10), what, so).await;
+}
+
+async fn until_within(time: Duration, what: &str, so: impl Fn() -> bool) {
     let waiting = async {
         while !so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect(what);
+    tokio::time::timeout(time, waiting).await.expect(what);
 }
 
 fn has(shared: &Shared, name: &str, ip: &str) -> bool {
@@ -102,35 +72,9 @@ fn has(shared: &Shared, name: &str, ip: &str) -> bool {
 }
 
 #[tokio::test]
-async fn an_answer_holds_for_5_to_300_seconds_whatever_it_says() {
-    let answers = Answers::default();
-    let resolver = nameserver(Arc::clone(&answers), mpsc::unbounded_channel().0).await;
-    let address = vec![Ipv4Addr::new(10, 0, 0, 1)];
-    for (says, addresses, holds) in [
-        (0, &address, 5..=5),
-        (4, &address, 5..=5),
-        // What is left of it when it has come.
-        (60, &address, 59..=60),
-        (301, &address, 300..=300),
-        (86_400, &address, 300..=300),
-        // That there is none may be mended soon.
-        (300, &Vec::new(), 5..=5),
-    ] {
-        answers.lock().await.insert("orders.test", (says, addresses.clone()));
-        let question = Question { host: Arc::from("orders.test"), family: RecordType::A };
-        let room = Arc::new(Semaphore::new(1));
-        let (_, found) = look_up(Some(resolver.clone()), question, room).await;
-        let found = found.unwrap();
-        assert_eq!(found.addresses.len(), addresses.len());
-        let seconds = found.ttl.as_secs();
-        assert!(holds.contains(&seconds), "{says} s: {:?}", found.ttl);
-    }
-}
-
-#[tokio::test]
 async fn a_slow_name_holds_back_no_other() {
     let answers = Answers::default();
-    answers.lock().await.insert("fast.test", (300, vec![Ipv4Addr::new(10, 0, 0, 1)]));
+    answers.lock().await.insert("fast.test", Answer::records(300, &[Ipv4Addr::new(10, 0, 0, 1)]));
     let (shared, _told) = running(&answers, "fast.test, slow.test").await;
     let unanswered = || {
         let hosts = shared.published.hosts.load();
@@ -138,7 +82,7 @@ async fn a_slow_name_holds_back_no_other() {
     };
     until("the silence", unanswered).await;
     assert!(has(&shared, "fast.test", "10.0.0.1"));
-    answers.lock().await.insert("fast.test", (300, vec![Ipv4Addr::new(10, 0, 0, 2)]));
+    answers.lock().await.insert("fast.test", Answer::records(300, &[Ipv4Addr::new(10, 0, 0, 2)]));
     tokio::time::sleep(MISS_FLOOR).await;
     let ip = "10.0.0.2".parse().unwrap();
     let slow = shared.look_up(vec![Arc::from("slow.test")], ip);
@@ -155,8 +99,8 @@ async fn a_slow_name_holds_back_no_other() {
 #[tokio::test]
 async fn whoever_has_no_address_is_counted_and_every_first_end_is_judged() {
     let answers = Answers::default();
-    answers.lock().await.insert("none.test", (300, Vec::new()));
-    answers.lock().await.insert("some.test", (300, vec![Ipv4Addr::new(10, 0, 0, 1)]));
+    answers.lock().await.insert("none.test", Answer::records(300, &[]));
+    answers.lock().await.insert("some.test", Answer::records(300, &[Ipv4Addr::new(10, 0, 0, 1)]));
     let (shared, mut told) = running(&answers, "none.test, some.test, silent.test").await;
     let without = &shared.metrics.hosts_without_address;
     until("the answers", || without.get() == 1).await;
@@ -186,15 +130,25 @@ fn without_names() -> pillion_policy::Policy {
     pillion_policy::load("t", text, None).unwrap_or_else(|e| panic!("{e}")).policy
 }
 
+/// Names that the nameserver is silent for, and who hears what it is asked.
+async fn running_silent(
+    number: usize,
+    answers: &Answers,
+    other: &str,
+) -> (Arc<Shared>, mpsc::UnboundedReceiver<(Instant, String)>) {
+    let names: String = (0..number).map(|number| format!("silent{number}.test, ")).collect();
+    let (heard, hears) = mpsc::unbounded_channel();
+    let (shared, _told) = running_heard(answers, &format!("{names}{other}"), heard).await;
+    (shared, hears)
+}
+
 /// A policy of many names would otherwise take as many descriptors at its start.
 #[tokio::test]
 async fn so_many_names_are_asked_for_at_a_time_and_no_more() {
-    let names: Vec<_> = (0..200).map(|number| format!("silent{number}.test")).collect();
-    let (heard, mut hears) = mpsc::unbounded_channel();
     let start = Instant::now();
-    let _running = running_heard(&Answers::default(), &names.join(", "), heard).await;
+    let (_shared, mut hears) = running_silent(199, &Answers::default(), "silent.test").await;
     let mut asked = HashSet::new();
-    // Those after the first give their room back when they have been silent for longer than this.
+    // Those after the first have their turn when these have been silent for longer than this.
     let until = start + Duration::from_millis(1500);
     while let Ok(Some((at, question))) = tokio::time::timeout_at(until.into(), hears.recv()).await {
         if at < until {
@@ -202,4 +156,47 @@ async fn so_many_names_are_asked_for_at_a_time_and_no_more() {
         }
     }
     assert!((1..=MOST_AT_A_TIME).contains(&asked.len()), "{} questions", asked.len());
+}
+
+#[tokio::test]
+async fn a_name_is_not_unanswered_because_many_others_are() {
+    let answers = Answers::default();
+    answers.lock().await.insert("some.test", Answer::records(0, &[Ipv4Addr::new(10, 0, 0, 1)]));
+    let (shared, mut hears) = running_silent(150, &answers, "some.test").await;
+    let some = || {
+        let hosts = shared.published.hosts.load();
+        hosts.0.get("some.test").map_or(Known::Pending, |host| host.a.clone())
+    };
+    until_within(Duration::from_secs(20), "the answer", || {
+        assert_ne!(some(), Known::Unanswered, "it waited for its turn, and nobody was silent");
+        some() != Known::Pending
+    })
+    .await;
+    // All others are due again: more than have room. Who waits for an answer has one all the same.
+    while hears.try_recv().is_ok() {}
+    for _ in 0..MOST_AT_A_TIME {
+        hears.recv().await.unwrap();
+    }
+    let ip = "10.0.0.2".parse().unwrap();
+    assert_eq!(shared.look_up(vec![Arc::from("some.test")], ip).await, []);
+}
+
+#[tokio::test]
+async fn a_question_whose_look_up_panics_has_no_answer_and_is_asked_again() {
+    let (mut resolver, shared, mut told) = ready("orders.test");
+    let hosts = HashSet::from([Arc::from("orders.test")]);
+    let start = Instant::now();
+    resolver.questions.follow(&hosts, start);
+    while let Some(question) = resolver.questions.next_due(start) {
+        resolver.ask(question, async { panic!("as a bug in a parser would") });
+    }
+    while let Some(ended) = resolver.looking.join_next_with_id().await {
+        resolver.ended(ended);
+    }
+    let known = shared.published.hosts.load().0.get("orders.test").cloned();
+    assert_eq!(known, Some(Host { a: Known::Unanswered, aaaa: Known::Unanswered }));
+    assert!(matches!(told.try_recv(), Ok(Command::Rejudge)));
+    assert!(resolver.asked.is_empty());
+    resolver.questions.follow(&hosts, start + Duration::from_secs(10));
+    assert!(resolver.questions.next_due(start + Duration::from_secs(10)).is_some());
 }

@@ -21,10 +21,16 @@ fn request(of: &[&str]) -> (ResolveRequest, Receiver<Vec<Arc<str>>>) {
     (ResolveRequest { names: names(of).into(), ipv6: false, done }, wait)
 }
 
+/// The questions that are to be asked now because they are due.
+fn due(questions: &mut Questions, hosts: &HashSet<Arc<str>>, now: Instant) -> Vec<Question> {
+    questions.follow(hosts, now);
+    std::iter::from_fn(|| questions.next_due(now)).collect()
+}
+
 /// All names of a policy, asked for and answered, to hold for `ttl`.
 fn answered(of: &[&str], ttl: Duration, now: Instant) -> Questions {
     let mut questions = Questions::default();
-    let asked = questions.due(&names(of).into_iter().collect(), now);
+    let asked = due(&mut questions, &names(of).into_iter().collect(), now);
     assert_eq!(asked.len(), 2 * of.len(), "A and AAAA");
     for question in &asked {
         assert_eq!(questions.note(question, Some(ttl), now), Some(false));
@@ -130,15 +136,44 @@ fn names_are_asked_for_when_their_time_is_over() {
     let start = Instant::now();
     let hosts: HashSet<_> = names(&["orders.test"]).into_iter().collect();
     let mut questions = answered(&["orders.test"], 10 * SECOND, start);
-    assert_eq!(questions.due(&hosts, start + 9 * SECOND), []);
-    assert_eq!(questions.due(&hosts, start + 10 * SECOND).len(), 2);
-    assert_eq!(questions.due(&hosts, start + 11 * SECOND), [], "both are asked");
-    end(&mut questions, "orders.test", None, start + 12 * SECOND);
-    // The other look-up is lost.
+    assert_eq!(due(&mut questions, &hosts, start + 9 * SECOND), []);
+    assert_eq!(due(&mut questions, &hosts, start + 10 * SECOND).len(), 2);
+    assert_eq!(due(&mut questions, &hosts, start + 11 * SECOND), [], "both are asked");
     let other = Question { family: RecordType::AAAA, ..question("orders.test") };
-    assert_eq!(questions.due(&hosts, start + 10 * SECOND + LOST), [other]);
-    let now = start + 12 * SECOND + RETRY;
-    assert!(questions.due(&hosts, now).contains(&question("orders.test")));
+    questions.note(&other, Some(300 * SECOND), start + 12 * SECOND).unwrap();
+    end(&mut questions, "orders.test", None, start + 12 * SECOND);
+    let again = start + 12 * SECOND + RETRY;
+    assert_eq!(due(&mut questions, &hosts, again - SECOND / 10), []);
+    assert_eq!(due(&mut questions, &hosts, again), [question("orders.test")]);
+}
+
+#[test]
+fn what_is_due_queues_up_once_and_a_miss_passes_it() {
+    let start = Instant::now();
+    let hosts: HashSet<_> = names(&["orders.test"]).into_iter().collect();
+    let mut questions = answered(&["orders.test"], 10 * SECOND, start);
+    let now = start + 10 * SECOND;
+    questions.follow(&hosts, now);
+    questions.follow(&hosts, now + SECOND);
+    assert_eq!(questions.queue.len(), 2, "A and AAAA");
+    let (miss, mut told) = request(&["orders.test"]);
+    assert_eq!(questions.wait_for(miss, now), [question("orders.test")]);
+    let other = Question { family: RecordType::AAAA, ..question("orders.test") };
+    assert_eq!(questions.next_due(now), Some(other.clone()));
+    assert_eq!(questions.next_due(now), None, "the other is asked already");
+    // It queued up again before the answer came, and is not due any more.
+    end(&mut questions, "orders.test", Some(10 * SECOND), now);
+    assert_eq!(told.try_recv(), Ok(Vec::new()));
+    questions.follow(&hosts, now + 10 * SECOND);
+    let (miss, _told) = request(&["orders.test"]);
+    assert_eq!(questions.wait_for(miss, now + 10 * SECOND), [question("orders.test")]);
+    end(&mut questions, "orders.test", Some(10 * SECOND), now + 11 * SECOND);
+    assert_eq!(questions.next_due(now + 11 * SECOND), None);
+    // A name that has left the policy loses its place.
+    questions.note(&other, Some(SECOND), now).unwrap();
+    questions.follow(&hosts, now + 30 * SECOND);
+    questions.follow(&HashSet::new(), now + 30 * SECOND);
+    assert_eq!(questions.next_due(now + 30 * SECOND), None);
 }
 
 #[test]
@@ -151,7 +186,7 @@ fn a_name_that_leaves_the_policy_is_forgotten_and_nobody_waits_for_it() {
     assert_eq!(questions.wait_for(miss, now).len(), 1);
     assert_eq!(questions.wait_for(gone, now), []);
     drop(wait);
-    assert_eq!(questions.due(&HashSet::new(), now), []);
+    assert_eq!(due(&mut questions, &HashSet::new(), now), []);
     assert_eq!(questions.waiting.len(), 1, "whoever waits no more is forgotten");
     assert!(questions.states.is_empty());
     assert_eq!(questions.note(&question("orders.test"), Some(SECOND), now), None);
