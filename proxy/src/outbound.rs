@@ -268,6 +268,8 @@ async fn reach_server(
             shared.metrics.handshake(Direction::Outbound, "ok");
             let seconds = started.elapsed().as_secs_f64();
             shared.metrics.handshake_seconds(Direction::Outbound, seconds);
+            // That of a connection before this one, which came back.
+            conn.forget_detail();
         }
         if made.is_ok() || dials_left == 0 || !dial.has_come_back() {
             return made;

@@ -1,7 +1,8 @@
 //! One open connection: what is known of it, and the handle that ends it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -155,6 +156,18 @@ impl Conn {
         self.facts.borrow_mut().names = names;
     }
 
+    /// Adds the names that an outbound connection's destination has now: the answer that takes one
+    /// away ends it no more than those that are opened now.
+    pub fn add_names(&self, by_address: &HashMap<IpAddr, Vec<Arc<str>>>) {
+        let mut facts = self.facts.borrow_mut();
+        let now = facts.destination.and_then(|d| by_address.get(&d.0.ip()));
+        if let (Direction::Outbound, Some(now)) = (self.direction, now) {
+            let new: Vec<_> = now.iter().filter(|name| !facts.names.contains(name)).collect();
+            let new = new.into_iter().cloned();
+            facts.names.extend(new);
+        }
+    }
+
     /// Records what protects the connection.
     pub fn set_tls(&self, tls: Tls) {
         self.facts.borrow_mut().tls = Some(tls);
@@ -175,9 +188,20 @@ impl Conn {
         f(self.facts.borrow().peer.as_ref().map(VerifiedPeer::id))
     }
 
+    /// The peer's serial number and identity, as the details of refusals have them.
+    pub fn leaf(&self) -> String {
+        let of = |peer: &VerifiedPeer| format!("serial {}, identity {}", peer.serial(), peer.id());
+        self.facts.borrow().peer.as_ref().map_or_else(|| "no certificate".to_owned(), of)
+    }
+
     /// Records more on the reason that this connection is about to end with.
     pub fn set_detail(&self, detail: impl Into<String>) {
         self.facts.borrow_mut().detail = Some(detail.into());
+    }
+
+    /// Forgets that: what it was about is mended.
+    pub fn forget_detail(&self) {
+        self.facts.borrow_mut().detail = None;
     }
 
     /// Records the verdict, and that a later policy has to judge again.

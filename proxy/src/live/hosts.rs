@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pillion_policy::{HostTable, OutboundAction, Policy};
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-/// How long a connection waits for names to be looked up. Each look-up ends before that, with or
-/// without an answer.
+/// How long a connection waits for names to be looked up. A look-up that is asked at once ends
+/// before that, with or without an answer.
 pub const RESOLVE_WAIT: Duration = Duration::from_millis(2500);
 
 /// What is known of one name's addresses of one family.
@@ -101,6 +102,26 @@ impl HostAddresses {
         let pending = |host: &Arc<str>| self.0.get(host).is_none_or(|host| host.is_pending(ip));
         let mut by_name = policy.destinations_by_name(port);
         by_name.any(|one| one.action() != OutboundAction::Deny && one.hosts().iter().any(pending))
+    }
+
+    /// For the admin endpoint: of each name the addresses of A and of AAAA records, null where
+    /// there was never an answer.
+    pub fn to_json(&self) -> Value {
+        let of = |host: &Host| json!({"a": host.a.addresses(), "aaaa": host.aaaa.addresses()});
+        self.0.iter().map(|(name, host)| (name.to_string(), of(host))).collect()
+    }
+
+    /// The names of each address.
+    pub fn by_address(&self) -> HashMap<IpAddr, Vec<Arc<str>>> {
+        let mut names: HashMap<_, Vec<_>> = HashMap::new();
+        for (name, host) in &self.0 {
+            let families = [&host.a, &host.aaaa].into_iter().filter_map(Known::addresses);
+            let addresses: HashSet<&IpAddr> = families.flatten().collect();
+            for address in addresses {
+                names.entry(*address).or_default().push(Arc::clone(name));
+            }
+        }
+        names
     }
 
     /// The names that have the address `ip` now.
@@ -237,5 +258,50 @@ mod tests {
         }
         // But for what a destination denies.
         assert_eq!(judged_again(answer(&["10.0.0.1"]), "action: deny"), (changed, changed));
+    }
+
+    /// It is let through by default, and then by a name, which then has another address. One that
+    /// is opened meanwhile stays as well.
+    #[test]
+    fn an_answer_that_leaves_an_address_out_ends_no_connection_that_had_the_name() {
+        let shared = shared(&[]);
+        let publish = |addresses: &[&str]| {
+            let host = Host { a: answer(addresses), aaaa: answer(&[]) };
+            let hosts = HostAddresses(HashMap::from([(Arc::from("n.test"), host)]));
+            shared.published.hosts.store(Arc::new(hosts));
+        };
+        let live = |default: &str| {
+            let text = format!(
+                "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {{name: t}}\n\
+                 trustDomains: [x]\ninbound: {{mtls: strict, defaultAction: deny}}\n\
+                 outbound: {{defaultAction: {default}, destinations: \
+                 [{{name: n, hosts: [n.test], action: passthrough}}]}}\n"
+            );
+            let policy = load("t", &text, None).unwrap_or_else(|e| panic!("{e}\n{text}")).policy;
+            shared.published.policy.store(Some(Arc::new(policy)));
+        };
+        let registry = Registry::new(Arc::clone(&shared), 0);
+        let to = "10.0.0.1:80".parse().unwrap();
+        let open = |names: Vec<Arc<str>>| {
+            let guard = registry.register(Direction::Outbound, ClientAddr(to));
+            guard.conn.set_destination(OriginalDst(to));
+            guard.conn.set_names(names);
+            guard.conn.judged(true, &Arc::from("n"), None);
+            guard.conn.set_tls(Tls::Passthrough);
+            guard
+        };
+        live("passthrough");
+        publish(&["10.0.0.9"]);
+        let (before, other) = (open(Vec::new()), open(Vec::new()));
+        other.conn.set_destination(OriginalDst("10.0.0.2:80".parse().unwrap()));
+        publish(&["10.0.0.1"]);
+        registry.rejudge();
+        let after = open(vec![Arc::from("n.test")]);
+        live("deny");
+        registry.rejudge();
+        publish(&["10.0.0.3"]);
+        registry.rejudge();
+        let reasons = [&before, &after, &other].map(|guard| guard.conn.stop_reason());
+        assert_eq!(reasons, [None, None, Some(CloseReason::PolicyChanged)]);
     }
 }

@@ -91,16 +91,19 @@ impl Registry {
     }
 
     /// Judges every connection by the policy and the addresses that are published now, and
-    /// stops those that are denied.
+    /// stops those that are denied. The others are known by their names of now, too.
     pub fn rejudge(&self) {
         let Some(policy) = self.shared.published.policy.load_full() else { return };
         let hosts = self.shared.published.hosts.load();
+        let names = hosts.by_address();
         for conn in self.snapshot() {
-            if let Some(rule) = conn.denied_by(&policy, &hosts)
-                && conn.stop(CloseReason::PolicyChanged)
-            {
-                self.shared.metrics.terminated(&rule);
-                conn.set_detail(format!("the policy denies it now: {rule}"));
+            match conn.denied_by(&policy, &hosts) {
+                None => conn.add_names(&names),
+                Some(rule) if conn.stop(CloseReason::PolicyChanged) => {
+                    self.shared.metrics.terminated(&rule);
+                    conn.set_detail(format!("the policy denies it now: {rule}"));
+                }
+                Some(_) => {}
             }
         }
     }
