@@ -276,7 +276,8 @@ impl Federation {
         let way = direction::INBOUND;
         let lines = self.callee.wait_ended(way, reason::CERTIFICATE_REFUSED, count)?;
         let last = lines.last().map(|line| line.text(field::DETAIL)).unwrap_or_default();
-        assert!(last.contains(why), "{why}: {last}");
+        assert!(last.starts_with(&format!("{why}: ")) && last.contains("serial "), "{why}: {last}");
+        assert!(last.contains(&format!("identity {PARTNER}")), "{last}");
         untouched(app)
     }
 }

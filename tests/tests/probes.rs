@@ -114,6 +114,73 @@ fn a_probe_is_one_request_a_connection() {
     });
 }
 
+/// A probe that was let through and would not be: the verdict, the counters, one INFO line, the
+/// access log.
+fn let_through_and_reported(callee: &Sidecar, by: &str, count: f64) -> Result<(), Failure> {
+    let shadow = [("mode", "audit"), ("decision", "deny"), ("rule", "quarantine")];
+    callee.wait_metric(metric::DECISIONS, &shadow, count)?;
+    let enforced = [("mode", "enforce"), ("decision", "allow"), ("rule", by)];
+    callee.wait_metric(metric::DECISIONS, &enforced, 1.0)?;
+    let said = callee.wait_message("audit rules would decide otherwise")?;
+    assert!(said.iter().all(|line| line.text("level") == "INFO"), "{said:?}");
+    let lines = callee.wait_logs("the report", 1, |line| line.text(field::RULE) == by)?;
+    for (name, value) in
+        [("verdict", "allow"), ("shadow_verdict", "deny"), ("shadow_rule", "quarantine")]
+    {
+        assert!(lines.iter().all(|line| line.text(name) == value), "{name}: {lines:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_probe_that_would_be_denied_is_reported() {
+    run("probe-audit", |bed| {
+        let (server, kubelet) = (bed.pod("srv")?, bed.pod("kub")?);
+        let enforced = policy(&kubelet.addresses());
+        let watched = enforced.replace("action: deny, from", "action: deny, mode: audit, from");
+        let callee = server.mesh(bed, MeshOptions::new(watched, SERVER))?;
+        let app = server.listen(SocketAddr::new(server.v4(), APP))?;
+        probe(&kubelet, &app)?;
+        let_through_and_reported(&callee, "probes", 1.0)?;
+        callee.load_policy(&enforced.replace("inbound:", "enforcement: audit\ninbound:"))?;
+        probe(&kubelet, &app)?;
+        let_through_and_reported(&callee, "audit", 2.0)?;
+        // And with nothing to say of it.
+        callee.load_policy(&policy(&[]))?;
+        probe(&kubelet, &app)?;
+        let by_probes = [("mode", "enforce"), ("decision", "allow"), ("rule", "probes")];
+        callee.wait_metric(metric::DECISIONS, &by_probes, 2.0)?;
+        assert_eq!(callee.metric(metric::DECISIONS, &[("mode", "audit")])?, 2.0);
+        Ok(())
+    });
+}
+
+/// Nobody's address is let in: on a permissive port the probe is, and where TLS is off none is
+/// looked for.
+#[test]
+fn a_permissive_port_takes_a_listed_probe_and_a_disabled_one_looks_for_none() {
+    run("probe-modes", |bed| {
+        let (server, kubelet) = (bed.pod("srv")?, bed.pod("kub")?);
+        let in_mode = |mode: &str| policy(&[]).replace("mtls: strict", &format!("mtls: {mode}"));
+        let callee = server.mesh(bed, MeshOptions::new(in_mode("permissive"), SERVER))?;
+        let app = server.listen(SocketAddr::new(server.v4(), APP))?;
+        let asked = probe(&kubelet, &app)?;
+        assert!(asked.contains("Connection: close"), "{asked}");
+        let refused = |request: &str| {
+            let outcome = ask(&kubelet, app.local_addr()?, request.as_bytes())?;
+            assert!(outcome.is_turned_away(), "{outcome:?}");
+            untouched(&app)
+        };
+        refused("GET /admin HTTP/1.1\r\nHost: app\r\n\r\n")?;
+        ended(&callee, reason::DENIED, 1.0)?;
+        let nobody = "ipBlocks: [\"192.0.2.1\"]";
+        let disabled = in_mode("disable").replace(&format!("identities: [\"{CLIENT}\"]"), nobody);
+        callee.load_policy(&disabled)?;
+        refused(&String::from_utf8_lossy(PROBE))?;
+        ended(&callee, reason::DENIED, 2.0)
+    });
+}
+
 #[test]
 fn a_deny_rule_by_address_denies_probes_too() {
     run("probe-denied", |bed| {

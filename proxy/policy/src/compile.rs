@@ -10,7 +10,9 @@ use super::address::AddressSet;
 use super::identity::IdentitySet;
 use super::index::{Entry, RuleIndex, Source};
 use super::model::{self, File};
-use super::{AUDIT_RULE, Action, AppAddress, DEFAULT_RULE, Enforcement, Mode, OutboundAction};
+use super::{
+    AUDIT_RULE, Action, AppAddress, DEFAULT_RULE, Enforcement, Mode, OutboundAction, PROBES_RULE,
+};
 
 /// A compiled policy: immutable, shared by an `Arc`, replaced as a whole.
 #[derive(Debug)]
@@ -23,6 +25,7 @@ pub struct Policy {
     pub(super) outbound: Outbound,
     pub(super) default_name: Arc<str>,
     pub(super) audit_name: Arc<str>,
+    pub(super) probes_name: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -190,6 +193,7 @@ pub(super) fn compile(file: &mut File, text: &str, own: Option<&TrustDomain>) ->
         outbound: outbound(&mut file.outbound),
         default_name: Arc::from(DEFAULT_RULE),
         audit_name: Arc::from(AUDIT_RULE),
+        probes_name: Arc::from(PROBES_RULE),
     }
 }
 

@@ -44,6 +44,8 @@ pub use yaml::MAX_FILE_BYTES;
 pub const DEFAULT_RULE: &str = "default";
 /// What a verdict names when `enforcement: audit` lifted a denial.
 pub const AUDIT_RULE: &str = "audit";
+/// What a verdict names when a health probe needed no rule.
+pub const PROBES_RULE: &str = "probes";
 
 /// How a port takes TLS from its peers, the strictest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -24,7 +24,7 @@ pub(super) const KIND: &str = "SidecarPolicy";
 /// Names that verdicts, `explain`, `diff` and the metrics carry where no rule decides, and that of
 /// all the rules which the metrics don't count apart. `trustDomains` is one, too, and no DNS label.
 pub(super) const RESERVED_NAMES: [&str; 6] =
-    [super::DEFAULT_RULE, super::AUDIT_RULE, "mtls", "probes", "tls", "other"];
+    [super::DEFAULT_RULE, super::AUDIT_RULE, super::PROBES_RULE, "mtls", "tls", "other"];
 
 const ACTIONS: &[(&str, Action)] = &[("allow", Action::Allow), ("deny", Action::Deny)];
 const OUT_DEFAULTS: &[(&str, Action)] = &[("passthrough", Action::Allow), ("deny", Action::Deny)];

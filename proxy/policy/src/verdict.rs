@@ -36,7 +36,7 @@ pub struct Decision {
     /// Whether it is let through.
     pub allow: bool,
     /// The rule that decided; "default" for `defaultAction`; "audit" where `enforcement: audit`
-    /// lifted a denial.
+    /// lifted a denial; "probes" for a health probe.
     pub rule: Arc<str>,
     /// What is to be reported.
     pub shadow: Option<Shadow>,
@@ -202,6 +202,23 @@ impl Policy {
         let (would, by) = if any_audit { self.judge(&query, true) } else { (allow, rule) };
         let shadow = (would != allow).then(|| Shadow { allow: would, rule: self.rule_name(by) });
         Decision { allow, rule: self.rule_name(rule), shadow }
+    }
+
+    /// Judges a health probe of a path that the policy lists for the port ([`Self::probe`]): it
+    /// needs no rule to let it through, and a deny rule that asks for no identity denies it.
+    #[must_use]
+    pub fn inbound_probe(&self, source: IpAddr, port: u16) -> Decision {
+        debug_assert!(!is_mapped(source), "IPv4-mapped addresses are made plain at the edge");
+        let query = Query { address: source, port, identity: None };
+        let denied = self.inbound.deny.first(&query);
+        if denied.is_some() && self.enforcement == Enforcement::Enforce {
+            return Decision { allow: false, rule: self.rule_name(denied), shadow: None };
+        }
+        let lifted = denied.is_some();
+        let would = denied.or_else(|| self.inbound.audit_deny.first(&query));
+        let shadow = would.map(|_| Shadow { allow: false, rule: self.rule_name(would) });
+        let rule = if lifted { &self.audit_name } else { &self.probes_name };
+        Decision { allow: true, rule: rule.clone(), shadow }
     }
 
     /// The verdict and the rule that decides it; `None` is the default.

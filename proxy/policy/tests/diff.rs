@@ -53,7 +53,7 @@ fn admission(file: &Reference<'_>, ip: IpAddr, port: u16, peer: &Peer) -> Verdic
     let listed = |path: &str| file.file.probes.iter().any(|(on, p)| *on == port && p == path);
     match peer {
         _ if mode == Mode::Disable => file.inbound(ip, port, None),
-        Peer::Probe(path) if listed(path) => by(true, "probes"),
+        Peer::Probe(path) if listed(path) => file.probe(ip, port),
         Peer::Plaintext | Peer::Probe(_) if mode == Mode::Strict => by(false, "mtls"),
         Peer::Plaintext | Peer::Probe(_) => file.inbound(ip, port, None),
         Peer::Identity(id) if !file.accepts(domain(id)) => by(false, "trustDomains"),

@@ -18,7 +18,9 @@ use common::written::{File, Mode, Way};
 use common::{Loaded, OWN, for_each_seed, loaded, pairs, random};
 use fastrand::Rng;
 use pillion_certs::spiffe::{SpiffeId, TrustDomain};
-use pillion_policy::{AppAddress, HostTable, InboundConn, OutboundDecision, Policy, Shadow};
+use pillion_policy::{
+    AppAddress, Decision, HostTable, InboundConn, OutboundDecision, Policy, Shadow,
+};
 
 /// Connections that each policy is asked about.
 const EACH: u64 = 50;
@@ -61,6 +63,11 @@ fn port(random: &mut Rng) -> u16 {
     random::PORTS[random.usize(..random::PORTS.len())]
 }
 
+fn verdict(decision: &Decision) -> Verdict {
+    let (allow, rule) = (decision.allow, decision.rule.to_string());
+    Verdict { allow, rule, shadow: reported(decision.shadow.as_ref()) }
+}
+
 fn inbound_agrees(case: &Case, random: &mut Rng) {
     let (reference, policy) = (case.reference(&case.whole), &case.policy);
     let (ip, port) = (random::address(random), port(random));
@@ -72,17 +79,14 @@ fn inbound_agrees(case: &Case, random: &mut Rng) {
     let conn = InboundConn { source: ip, port, identity: spiffe.as_ref() };
 
     let want = reference.inbound(ip, port, id.as_deref());
-    let got = policy.inbound(&conn);
-    let got = Verdict {
-        allow: got.allow,
-        rule: got.rule.to_string(),
-        shadow: reported(got.shadow.as_ref()),
-    };
-    assert_eq!(got, want, "{}", place());
+    assert_eq!(verdict(&policy.inbound(&conn)), want, "{}", place());
     let named = want.shadow.iter().map(|(_, rule)| rule).chain([&want.rule]);
     for name in named {
         assert!(!case.dead[0].contains(name), "dead {name} decides: {}", place());
     }
+
+    let probe = policy.inbound_probe(ip, port);
+    assert_eq!(verdict(&probe), reference.probe(ip, port), "a probe: {}", place());
 
     let early = policy.inbound_by_address(ip, port);
     assert!(early.iter().all(|d| !d.allow && d.shadow.is_none()), "{}", place());

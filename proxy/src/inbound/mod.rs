@@ -152,7 +152,7 @@ fn refuse_by_address(
     }
 }
 
-/// A probe is served if the policy of this moment still lists it.
+/// A probe is served if the policy of this moment still lists it, and no rule denies its address.
 fn judge_probe(
     shared: &Shared,
     conn: &Conn,
@@ -160,9 +160,13 @@ fn judge_probe(
     request: &probe::Request,
 ) -> Result<(), CloseReason> {
     let policy = shared.published.policy.load_full().ok_or(CloseReason::NoPolicy)?;
-    refuse_by_address(shared, conn, &policy, dst)?;
     if !policy.probe(dst.0.port()).any(|listed| *listed == *request.path) {
         return Err(CloseReason::PlaintextRefused);
+    }
+    let decision = policy.inbound_probe(conn.source.0.ip(), dst.0.port());
+    shared.decided(conn, decision.allow, &decision.rule, decision.shadow);
+    if !decision.allow {
+        return Err(CloseReason::Denied);
     }
     conn.probe(&request.path);
     Ok(())
@@ -185,7 +189,10 @@ fn judge(shared: &Shared, conn: &Conn, dst: OriginalDst) -> Result<(), CloseReas
     });
     let decision = decision.inspect_err(|reason| match reason {
         CloseReason::CertificateRefused => {
-            conn.set_detail("untrusted_domain: the policy's trustDomains do not list the peer's");
+            conn.set_detail(format!(
+                "untrusted_domain: the policy's trustDomains do not list the peer's ({})",
+                conn.leaf()
+            ));
         }
         _ => conn.set_detail("the port has become strict"),
     })?;

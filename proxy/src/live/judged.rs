@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pillion_certs::spiffe::SpiffeId;
-use pillion_policy::{DEFAULT_RULE, HostTable, InboundConn, Mode, OutboundDecision, Policy};
+use pillion_policy::{
+    DEFAULT_RULE, HostTable, InboundConn, Mode, OutboundDecision, PROBES_RULE, Policy,
+};
 use serde_json::Value;
 
 use crate::telemetry::Direction;
@@ -48,7 +50,7 @@ impl Facts<'_> {
             }
             (Direction::Inbound, Stage::Probe(path)) => {
                 if !policy.probe(port).any(|listed| *listed == **path) {
-                    return Some(Arc::from("probes"));
+                    return Some(Arc::from(PROBES_RULE));
                 }
                 policy.inbound_by_address(source, port).map(|d| d.rule)
             }

@@ -12,7 +12,7 @@ use super::space::{self, AddressClass, ByPort, Numbered, PortClasses, Ports};
 use super::{Change, Effect, Outcome, What, Who};
 use crate::address::AddressSet;
 use crate::index::{Entry, Work};
-use crate::{InboundConn, Mode, Policy};
+use crate::{Decision, InboundConn, Mode, Policy};
 
 /// What both files say of a port: the rules that list it, the modes, the probes.
 type Said = (Vec<Numbered>, [Mode; 2], [Vec<Box<str>>; 2]);
@@ -156,7 +156,8 @@ fn admission(policy: &Policy, source: IpAddr, port: u16, peer: &Peer<'_>) -> Out
         rule,
         reported,
     };
-    let other = |allow, rule| outcome(allow, Arc::from(rule), None);
+    let other = |rule| outcome(false, Arc::from(rule), None);
+    let judged = |d: Decision| outcome(d.allow, d.rule, d.shadow.map(|s| (s.allow, s.rule)));
     if let Some(denied) = policy.inbound_by_address(source, port) {
         return outcome(false, denied.rule, None);
     }
@@ -164,15 +165,14 @@ fn admission(policy: &Policy, source: IpAddr, port: u16, peer: &Peer<'_>) -> Out
     let identity = match peer {
         _ if mode == Mode::Disable => None,
         Peer::Probe(path) if policy.probe(port).any(|listed| listed == *path) => {
-            return other(true, "probes");
+            return judged(policy.inbound_probe(source, port));
         }
-        Peer::Plaintext | Peer::Probe(_) if mode == Mode::Strict => return other(false, "mtls"),
+        Peer::Plaintext | Peer::Probe(_) if mode == Mode::Strict => return other("mtls"),
         Peer::Plaintext | Peer::Probe(_) => None,
         Peer::Identity(id) if !policy.accepts_trust_domain(id.trust_domain()) => {
-            return other(false, "trustDomains");
+            return other("trustDomains");
         }
         Peer::Identity(id) => Some(*id),
     };
-    let decision = policy.inbound(&InboundConn { source, port, identity });
-    outcome(decision.allow, decision.rule, decision.shadow.map(|s| (s.allow, s.rule)))
+    judged(policy.inbound(&InboundConn { source, port, identity }))
 }

@@ -134,6 +134,22 @@ impl Reference<'_> {
         (!open).then(|| "default".to_owned())
     }
 
+    /// The verdict on a listed health probe: only a deny that asks for no identity denies it.
+    pub fn probe(&self, ip: IpAddr, port: u16) -> Verdict {
+        let deny = |audit: bool| {
+            let mut rules = self.file.rules.iter().filter(|rule| rule.deny && rule.audit == audit);
+            rules.find(|rule| self.rule(rule, ip, port, None)).map(|rule| rule.name.clone())
+        };
+        let (denied, reported) = (deny(false), deny(true));
+        let would = |rule| Some((false, rule));
+        let verdict = |allow, rule: &str, shadow| Verdict { allow, rule: rule.to_owned(), shadow };
+        match (denied, reported) {
+            (Some(rule), _) if self.file.audit => verdict(true, "audit", would(rule)),
+            (Some(rule), _) => verdict(false, &rule, None),
+            (None, reported) => verdict(true, "probes", reported.and_then(would)),
+        }
+    }
+
     pub fn mode(&self, port: u16) -> Mode {
         let listed = self.file.modes.iter().find(|(on, _)| *on == port);
         listed.map_or(self.file.mode, |(_, mode)| *mode)
