@@ -43,9 +43,11 @@ pub struct Reload {
     watch_error: Option<String>,
 }
 
-/// The policy text that was last looked at, and for which trust domain.
+/// The policy file that was last looked at, and for which trust domain.
 struct PolicySeen {
     hash: ContentHash,
+    /// Why its text could not be had: that may pass while the file stays as it is.
+    unread: Option<String>,
     domain: Option<TrustDomain>,
     said: Instant,
 }
@@ -164,6 +166,7 @@ impl Reload {
         let published = shared.published.policy.load().is_some();
         if let Some(seen) = &self.policy_seen
             && seen.hash == hash
+            && seen.unread.as_ref() == text.as_ref().err()
             && seen.domain == domain
             && (published || seen.said.elapsed() < REMIND_EVERY)
         {
@@ -176,12 +179,18 @@ impl Reload {
         let text = match look {
             Look::Still => text,
             Look::Again => return true,
-            Look::Restless => Err(format!(
-                "{}: it keeps changing; write it whole, and rename it into place",
-                path.display()
-            )),
+            Look::Restless => {
+                let restless = keeps_changing(path);
+                let seen = self.policy_seen.as_ref();
+                if seen.is_some_and(|seen| seen.unread.as_ref() == Some(&restless)) {
+                    return true;
+                }
+                Err(restless)
+            }
         };
-        self.policy_seen = Some(PolicySeen { hash, domain: domain.clone(), said: Instant::now() });
+        let unread = text.as_ref().err().cloned();
+        let said = Instant::now();
+        self.policy_seen = Some(PolicySeen { hash, unread, domain: domain.clone(), said });
         let name = path.display().to_string();
         let loaded = text.and_then(|text| compile(&name, &text, domain.as_ref()));
         match loaded {
@@ -231,13 +240,11 @@ fn read_policy(path: &Path) -> (ContentHash, Result<String, String>) {
         }
         (hash, text) = (again, read_text(path));
     }
-    (
-        hash,
-        Err(format!(
-            "{}: it keeps changing; write it whole, and rename it into place",
-            path.display()
-        )),
-    )
+    (hash, Err(keeps_changing(path)))
+}
+
+fn keeps_changing(path: &Path) -> String {
+    format!("{}: it keeps changing; write it whole, and rename it into place", path.display())
 }
 
 fn read_text(path: &Path) -> Result<String, String> {
@@ -274,3 +281,6 @@ fn unix(t: SystemTime) -> i64 {
     let seconds = t.duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;
