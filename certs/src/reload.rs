@@ -36,13 +36,24 @@ enum Seen {
     Unread(LoadError),
 }
 
+/// A content, the generation that it makes, and what of it can't be used.
+type Good = (ContentHash, Arc<TlsGeneration>, Vec<LoadError>);
+
+impl Outcome {
+    /// A generation to publish, and what it does without.
+    #[must_use]
+    pub fn loaded(generation: Arc<TlsGeneration>, faults: Vec<LoadError>) -> Self {
+        if faults.is_empty() { Self::Loaded(generation) } else { Self::Partly(generation, faults) }
+    }
+}
+
 /// Polls an identity's files. By content, not by time stamps: those lie on some volumes, and a
 /// rewrite with the same bytes is no rotation.
 pub struct Reloader {
     files: IdentityFiles,
     seen: Seen,
     stillness: Stillness<Seen>,
-    good: Option<(ContentHash, Arc<TlsGeneration>)>,
+    good: Option<Good>,
 }
 
 impl Reloader {
@@ -55,7 +66,7 @@ impl Reloader {
     /// The last good generation, if there ever was one.
     #[must_use]
     pub fn current(&self) -> Option<&Arc<TlsGeneration>> {
-        self.good.as_ref().map(|(_, generation)| generation)
+        self.good.as_ref().map(|(_, generation, _)| generation)
     }
 
     /// The files that it polls, for a watch.
@@ -96,10 +107,10 @@ impl Reloader {
             Ok(snapshot) => snapshot,
             Err(error) => return Outcome::Failed(error),
         };
-        if let Some((hash, generation)) = &self.good
+        if let Some((hash, generation, faults)) = &self.good
             && *hash == snapshot.hash
         {
-            return Outcome::Loaded(Arc::clone(generation));
+            return Outcome::loaded(Arc::clone(generation), faults.clone());
         }
         let before = self.current().map(Arc::as_ref);
         let Built { generation, faults } = match build(&self.files, &snapshot, before, now) {
@@ -107,11 +118,7 @@ impl Reloader {
             Err(error) => return Outcome::Failed(error),
         };
         let generation = Arc::new(generation);
-        self.good = Some((snapshot.hash, Arc::clone(&generation)));
-        if faults.is_empty() {
-            Outcome::Loaded(generation)
-        } else {
-            Outcome::Partly(generation, faults)
-        }
+        self.good = Some((snapshot.hash, Arc::clone(&generation), faults.clone()));
+        Outcome::loaded(generation, faults)
     }
 }

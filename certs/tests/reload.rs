@@ -477,9 +477,16 @@ fn a_broken_bundle_of_another_domain_is_its_own_business() {
     let (next, _) = partly(poll());
     assert_eq!(verdict(&next, &peer), Some("revoked"));
     assert_eq!(next.own_id().as_str(), id("/a"));
-    let (next_serial, ours) = (next.serial().to_owned(), common::chain(&ours));
-    let shown = next.verified_peer(Some(&ours)).unwrap();
+    let (next_serial, chain) = (next.serial().to_owned(), common::chain(&ours));
+    let shown = next.verified_peer(Some(&chain)).unwrap();
     assert_eq!(shown.serial(), next_serial, "the next certificate is in use");
+
+    // What is wrong of a content is told again when it comes back after something worse.
+    fs::write(dir.join("tls.crt"), "hello").unwrap();
+    failed(poll());
+    write(dir, &ours, &ca);
+    let (again, fault) = partly(poll());
+    assert!(Arc::ptr_eq(&again, &next) && fault.label() == "bundle", "{fault}");
 
     fs::write(bundles.join("Bad Name.pem"), &partner.cert_pem).unwrap();
     let Outcome::Partly(_, faults) = poll() else { panic!("a name that is no domain's") };

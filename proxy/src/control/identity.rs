@@ -82,13 +82,17 @@ impl Files {
     }
 }
 
+/// An answer's hash, what it makes, and the parts of it that can't be used.
+type Good = (ContentHash, Arc<TlsGeneration>, Vec<LoadError>);
+
 /// The answers of the agent that serves the Workload API.
 pub(super) struct Agent {
     answers: mpsc::Receiver<Result<Received, String>>,
     /// What was wrong last: it is told once.
     said: Option<LoadError>,
-    /// What was good last: the same again is news only after something that was wrong.
-    good: Option<(ContentHash, Arc<TlsGeneration>)>,
+    /// What was good last, but for its faults: the same again is news only after something that
+    /// was wrong.
+    good: Option<Good>,
     identity: IdentityFiles,
 }
 
@@ -121,15 +125,14 @@ impl Agent {
         };
         let answer = answer.map_err(LoadError::WorkloadApi);
         match answer.and_then(|received| self.generation(&received)) {
-            Ok((hash, generation, faults)) => {
+            Ok(good) => {
                 let recovered = self.said.take().is_some();
-                let before = self.good.replace((hash, Arc::clone(&generation)));
-                if !recovered && before.is_some_and(|(before, _)| before == hash) {
+                let (hash, generation, faults) = good.clone();
+                let before = self.good.replace(good);
+                if !recovered && before.is_some_and(|(before, ..)| before == hash) {
                     Outcome::Unchanged
-                } else if faults.is_empty() {
-                    Outcome::Loaded(generation)
                 } else {
-                    Outcome::Partly(generation, faults)
+                    Outcome::loaded(generation, faults)
                 }
             }
             Err(error) if self.said.as_ref() == Some(&error) => Outcome::Unchanged,
@@ -142,18 +145,13 @@ impl Agent {
 
     /// The generation that an answer makes, and what of it can't be used: the last good one, where
     /// it is the same answer.
-    fn generation(
-        &self,
-        received: &Received,
-    ) -> Result<(ContentHash, Arc<TlsGeneration>, Vec<LoadError>), LoadError> {
+    fn generation(&self, received: &Received) -> Result<Good, LoadError> {
         let hash = received.content_hash();
-        if let Some((good, generation)) = &self.good
-            && *good == hash
-        {
-            return Ok((hash, Arc::clone(generation), Vec::new()));
+        if let Some(good) = self.good.as_ref().filter(|(good, ..)| *good == hash) {
+            return Ok(good.clone());
         }
         let (domain, key_exchange) = (&self.identity.trust_domain, self.identity.key_exchange);
-        let before = self.good.as_ref().map(|(_, generation)| generation.as_ref());
+        let before = self.good.as_ref().map(|(_, generation, _)| generation.as_ref());
         let (generation, faults) =
             caught(|| received.generation(domain.as_ref(), key_exchange, before))??;
         Ok((hash, Arc::new(generation), faults))
@@ -301,6 +299,25 @@ mod tests {
             assert!(Arc::ptr_eq(&loaded(stream.says(Ok(parts.answer()))), &good));
             unchanged(&stream.says(Ok(parts.answer())));
         }
+    }
+
+    #[test]
+    fn a_part_that_cannot_be_used_is_told_again_when_the_rest_is_good_again() {
+        let parts = Parts::new(&authority());
+        let mut stream = Stream::new();
+        let torn = || {
+            let federated = vec![("spiffe://other.example".to_owned(), vec![0x30])];
+            Received { federated, ..parts.answer() }
+        };
+        let told = |outcome: Outcome| {
+            let Outcome::Partly(_, faults) = outcome else { panic!("{outcome:?}") };
+            faults.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let first = told(stream.says(Ok(torn())));
+        unchanged(&stream.says(Ok(torn())));
+        failed(stream.says(Err("gone".to_owned())));
+        assert_eq!(told(stream.says(Ok(torn()))), first);
+        assert_eq!(first.len(), 1, "{first:?}");
     }
 
     #[test]
