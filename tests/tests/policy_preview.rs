@@ -1,8 +1,8 @@
 //! What `explain` says that a file would end is what ends once that file is live, and nothing else.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use pillion_testbed::labels::{CLIENT, SERVER, STRANGER, direction, field, port, reason};
 use pillion_testbed::stream::{pass, read_to_end};
@@ -17,11 +17,22 @@ fn preview(
     text: &str,
     how: &[&str],
 ) -> Result<(Output, String), Failure> {
+    preview_of(bed, pod, text, how, Stdio::null())
+}
+
+/// The same, with something on standard input.
+fn preview_of(
+    bed: &Testbed,
+    pod: &Pod,
+    text: &str,
+    how: &[&str],
+    input: impl Into<Stdio>,
+) -> Result<(Output, String), Failure> {
     let file = bed.directory().join("next.yaml");
     fs::write(&file, text)?;
     let mut command = pod.command(pod.settings().binary("pillion-proxy")?);
     command.arg("explain").arg("-f").arg(&file).args(["--trust-domain", "cluster.local"]).args(how);
-    let output = command.output()?;
+    let output = command.stdin(input).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{said}{}", String::from_utf8_lossy(&output.stderr));
     Ok((output, said))
@@ -94,6 +105,9 @@ fn what_explain_says_would_end_is_what_ends() {
         fs::write(&saved, answer)?;
         let by_file = ["--connections", &saved.display().to_string()];
         let (output, again) = preview(bed, &server, &tightened, &by_file)?;
+        assert_eq!((output.status.code(), ending(&again)), (Some(3), ending(&said)));
+        let by_input = ["--connections", "-"];
+        let (output, again) = preview_of(bed, &server, &tightened, &by_input, File::open(&saved)?)?;
         assert_eq!((output.status.code(), ending(&again)), (Some(3), ending(&said)));
         let mut rules: Vec<_> = ending(&said).into_iter().map(|(_, rule)| rule).collect();
         rules.sort();

@@ -1,7 +1,7 @@
 //! `explain --connections`: what a file that isn't live yet would make of the connections that are
 //! open.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -20,18 +20,34 @@ const MOST_BYTES: u64 = 1 << 30;
 /// How long the running proxy may take over each step of its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a running proxy has said.
+#[derive(Debug)]
+pub(super) struct Answers {
+    /// To `GET /connections`.
+    connections: Vec<u8>,
+    /// To `GET /policy`, if it was asked.
+    policy: Option<Vec<u8>>,
+}
+
 /// Judges the connections of an answer of `GET /connections`.
 pub(super) fn judge(
     policy: &Policy,
-    answer: &[u8],
+    answers: &Answers,
     output: Output,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<u8> {
-    let connections = match read(answer) {
+    let connections = match read(&answers.connections) {
         Ok(connections) => connections,
         Err(why) => {
             writeln!(err, "{why}; what is wanted is the answer of GET /connections")?;
+            return Ok(EXIT_USAGE);
+        }
+    };
+    let resolved = match answers.policy.as_deref().map(resolved).transpose() {
+        Ok(resolved) => resolved.unwrap_or_default(),
+        Err(why) => {
+            writeln!(err, "{why}; what is wanted is the answer of GET /policy")?;
             return Ok(EXIT_USAGE);
         }
     };
@@ -40,7 +56,7 @@ pub(super) fn judge(
         writeln!(err, "{UNKNOWN_DOMAIN}")?;
         return Ok(EXIT_USAGE);
     }
-    let mut hosts = Hosts { policy, by_port: HashMap::new() };
+    let mut hosts = Hosts { policy, resolved, by_port: HashMap::new() };
     let judged: Vec<(&Told, Fate)> = connections.iter().map(|one| (one, hosts.fate(one))).collect();
     let count = |like: fn(&Fate) -> bool| judged.iter().filter(|(_, fate)| like(fate)).count();
     let stays = count(|fate| *fate == Fate::Stays);
@@ -87,10 +103,24 @@ enum Fate {
     },
 }
 
-/// The policy, and on each port one of the names that fare alike.
+/// Names whose addresses the running proxy knows; of a connection, it tells those that are its own.
+#[derive(Debug, Default)]
+struct Resolved {
+    ipv4: HashSet<String>,
+    ipv6: HashSet<String>,
+}
+
+impl Resolved {
+    fn of(&self, ip: IpAddr) -> &HashSet<String> {
+        if ip.is_ipv4() { &self.ipv4 } else { &self.ipv6 }
+    }
+}
+
+/// The policy, and on each port, for IPv4 or not, one of the names that fare alike.
 struct Hosts<'p> {
     policy: &'p Policy,
-    by_port: HashMap<u16, Vec<Arc<str>>>,
+    resolved: Resolved,
+    by_port: HashMap<(u16, bool), Vec<Arc<str>>>,
 }
 
 /// One name more than the address had.
@@ -112,8 +142,9 @@ impl Hosts<'_> {
             return Fate::Stays;
         };
         // One name is enough: of several, the strictest verdict is that of one of them.
-        let names = self.by_port.entry(destination.port());
-        let names = names.or_insert_with(|| distinct(policy, destination.port()));
+        let (ip, port) = (destination.ip(), destination.port());
+        let names = self.by_port.entry((port, ip.is_ipv4()));
+        let names = names.or_insert_with(|| distinct(policy, port, self.resolved.of(ip)));
         let ends = |name: &Arc<str>| {
             let rule = one.facts().denied_by(policy, &Also(name))?;
             Some(Fate::MayEnd { rule, name: Arc::clone(name) })
@@ -122,12 +153,13 @@ impl Hosts<'_> {
     }
 }
 
-/// The names that destinations with the port list: of those in the same destinations, the first.
-fn distinct(policy: &Policy, port: u16) -> Vec<Arc<str>> {
+/// The names that destinations with the port list, but for those that are known: of those in the
+/// same destinations, the first.
+fn distinct(policy: &Policy, port: u16, known: &HashSet<String>) -> Vec<Arc<str>> {
     let mut listed: BTreeMap<&Arc<str>, Vec<usize>> = BTreeMap::new();
     for (number, one) in policy.destinations().iter().enumerate() {
         if one.ports().is_none_or(|ports| ports.contains(&port)) {
-            for host in one.hosts() {
+            for host in one.hosts().iter().filter(|host| !known.contains(&***host)) {
                 listed.entry(host).or_default().push(number);
             }
         }
@@ -145,6 +177,22 @@ fn read(answer: &[u8]) -> Result<Vec<Told>, String> {
     let one =
         |(number, item)| Told::from_json(item).map_err(|why| format!("connection {number}: {why}"));
     (1..).zip(list).map(|(number, item): (usize, &Value)| one((number, item))).collect()
+}
+
+/// The names that have an answer, from what `GET /policy` says.
+fn resolved(answer: &[u8]) -> Result<Resolved, String> {
+    let answer: Value = serde_json::from_slice(answer).map_err(|e| format!("not JSON: {e}"))?;
+    if answer.is_null() {
+        return Ok(Resolved::default());
+    }
+    let hosts = answer.get("hosts").and_then(Value::as_object);
+    let hosts = hosts.ok_or("hosts: is missing; was this written by another version?")?;
+    let answered = |records: &str| {
+        let answered =
+            hosts.iter().filter(|(_, host)| host.get(records).is_some_and(Value::is_array));
+        answered.map(|(name, _)| name.clone()).collect()
+    };
+    Ok(Resolved { ipv4: answered("a"), ipv6: answered("aaaa") })
 }
 
 fn line(one: &Told, fate: &Fate, out: &mut dyn Write) -> io::Result<()> {
@@ -176,11 +224,13 @@ fn as_json(one: &Told, fate: &Fate) -> Value {
 ///
 /// # Errors
 /// It can't be read, or is longer than an answer gets.
-pub(super) fn from_file(path: &Path) -> io::Result<Vec<u8>> {
-    if path == Path::new("-") {
-        return all_of(io::stdin().lock());
-    }
-    all_of(std::fs::File::open(path)?)
+pub(super) fn from_file(path: &Path) -> io::Result<Answers> {
+    let connections = if path == Path::new("-") {
+        all_of(io::stdin().lock())?
+    } else {
+        all_of(std::fs::File::open(path)?)?
+    };
+    Ok(Answers { connections, policy: None })
 }
 
 fn all_of(from: impl Read) -> io::Result<Vec<u8>> {
@@ -195,13 +245,19 @@ fn all_of(from: impl Read) -> io::Result<Vec<u8>> {
 /// Asks the admin server of a running proxy.
 ///
 /// # Errors
-/// It can't be reached, takes too long, or its answer is no 200 or breaks off.
-pub(super) fn from_admin(admin: SocketAddr) -> io::Result<Vec<u8>> {
+/// It can't be reached, takes too long, or an answer is no 200 or breaks off.
+pub(super) fn from_admin(admin: SocketAddr) -> io::Result<Answers> {
+    // The names first: one that is resolved in between is among the connections' own then.
+    let policy = get(admin, "/policy")?;
+    Ok(Answers { connections: get(admin, "/connections")?, policy: Some(policy) })
+}
+
+fn get(admin: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     // Of HTTP/1.0 the answer comes whole, and ends where the connection does.
-    write!(stream, "GET /connections HTTP/1.0\r\nHost: {admin}\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n")?;
     body(&all_of(stream)?)
 }
 
@@ -242,6 +298,48 @@ mod tests {
         ] {
             let error = body(bad.as_bytes()).expect_err(bad).to_string();
             assert!(error.contains(why), "{error}");
+        }
+    }
+
+    /// A connection out by default, in a policy that has two names of `mtls` destinations; the
+    /// running proxy says this of what it has resolved.
+    fn judged(resolved: Option<&str>) -> (u8, String) {
+        let text = "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {name: t}\n\
+                    trustDomains: [x]\ninbound: {mtls: strict, defaultAction: deny}\n\
+                    outbound: {defaultAction: passthrough, destinations: [{name: n, action: mtls, \
+                    hosts: [one.test, two.test], serverIdentities: [\"spiffe://x/s\"]}]}\n";
+        let policy = pillion_policy::load("t", text, None).unwrap_or_else(|e| panic!("{e}")).policy;
+        let connections = br#"[{"direction": "outbound", "source": "10.0.0.1:1", "names": [],
+            "peer": null, "destination": "10.0.0.2:80", "tls": "passthrough", "stage": "allowed",
+            "probe": null}]"#;
+        let policy_of = resolved.map(|text| text.as_bytes().to_vec());
+        let answers = Answers { connections: connections.to_vec(), policy: policy_of };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let code = judge(&policy, &answers, Output::Text, &mut out, &mut err).unwrap();
+        (code, String::from_utf8([out, err].concat()).unwrap())
+    }
+
+    #[test]
+    fn a_name_that_is_resolved_is_no_longer_a_may() {
+        let one = r#""one.test": {"a": ["10.0.0.9"], "aaaa": null}"#;
+        let two = r#""two.test": {"a": [], "aaaa": []}"#;
+        let unknown = r#""two.test": {"a": null, "aaaa": ["fd00::1"]}"#;
+        for (resolved, may) in [
+            (None, Some("one.test")),
+            (Some("null".to_owned()), Some("one.test")),
+            (Some(format!(r#"{{"hosts": {{{one}}}}}"#)), Some("two.test")),
+            (Some(format!(r#"{{"hosts": {{{one}, {unknown}}}}}"#)), Some("two.test")),
+            (Some(format!(r#"{{"hosts": {{{one}, {two}}}}}"#)), None),
+        ] {
+            let (code, said) = judged(resolved.as_deref());
+            let expected = if may.is_some() { EXIT_DENIED } else { EXIT_OK };
+            assert_eq!(code, expected, "{resolved:?}: {said}");
+            let told = may.is_none_or(|name| said.contains(&format!("by n if it is {name}")));
+            assert!(told, "{resolved:?}: {said}");
+        }
+        for bad in ["", "{}", r#"{"hosts": []}"#] {
+            let (code, said) = judged(Some(bad));
+            assert!(code == EXIT_USAGE && said.contains("GET /policy"), "{said}");
         }
     }
 }

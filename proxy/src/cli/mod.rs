@@ -315,18 +315,17 @@ fn explain(args: &ExplainArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::
         Ok(policy) => policy,
         Err(code) => return Ok(code),
     };
-    let answer = match (&args.connections, args.admin) {
-        (Some(path), _) => Some((path.display().to_string(), connections::from_file(path))),
-        (None, Some(admin)) => Some((admin.to_string(), connections::from_admin(admin))),
-        (None, None) => None,
+    let (from, answers) = match (&args.connections, args.admin) {
+        (Some(path), _) => (path.display().to_string(), connections::from_file(path)),
+        (None, Some(admin)) => (admin.to_string(), connections::from_admin(admin)),
+        (None, None) => return explain_one(args, &policy, out, err),
     };
-    match answer {
-        Some((_, Ok(answer))) => connections::judge(&policy, &answer, args.output, out, err),
-        Some((from, Err(error))) => {
+    match answers {
+        Ok(answers) => connections::judge(&policy, &answers, args.output, out, err),
+        Err(error) => {
             writeln!(err, "{from}: the connections can't be read: {error}")?;
             Ok(EXIT_USAGE)
         }
-        None => explain_one(args, &policy, out, err),
     }
 }
 

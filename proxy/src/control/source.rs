@@ -157,6 +157,7 @@ impl Source for Report {
             "enforcement": policy.enforcement().as_str(),
             "rules": rules.collect::<Vec<_>>(),
             "destinations": destinations.collect::<Vec<_>>(),
+            "hosts": self.shared.published.hosts.load().to_json(),
         })
     }
 
