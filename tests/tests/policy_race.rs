@@ -10,9 +10,12 @@ use pillion_testbed::{Failure, MeshOptions, Pod, accept, policy, run, untouched}
 
 const APP: u16 = 8080;
 
-/// What a change denies ends within this time of the file's change: a fraction of a second, but for
-/// machines that do other things, too. Files that nobody watches are compared every 10 s.
+/// What a change denies ends within this time of the file's change: a second, but for machines that
+/// do other things, too. Files that nobody watches are compared every 10 s.
 const PROMPTLY: Duration = Duration::from_secs(6);
+
+/// Of so many changes in turn, one acts within the second.
+const TIMES: usize = 3;
 
 /// A connection that is up, and the app's end of it.
 fn open(client: &Pod, listener: &TcpListener) -> Result<(TcpStream, TcpStream), Failure> {
@@ -151,15 +154,23 @@ fn loosening_ends_nothing_and_tightening_what_it_denies_at_once() {
         pass(&mut asking, &mut answering, b"still here")?;
         assert_eq!(callee.metric(metric::TERMINATED, &[])?, 0.0);
 
-        let start = Instant::now();
-        callee.set_policy(&policy::serve(&[STRANGER]))?;
-        for stream in [&mut asking, &mut answering] {
-            assert!(read_to_end(stream)?.0.is_empty());
+        let mut fastest = Duration::MAX;
+        for _ in 0..TIMES {
+            let start = Instant::now();
+            callee.set_policy(&policy::serve(&[STRANGER]))?;
+            for stream in [&mut asking, &mut answering] {
+                assert!(read_to_end(stream)?.0.is_empty());
+            }
+            let took = start.elapsed();
+            println!("ended {took:?} after the file's change");
+            assert!(took < PROMPTLY, "{took:?}");
+            fastest = fastest.min(took);
+            callee.load_policy(&both)?;
+            (asking, answering) = open(&client, &app)?;
         }
-        println!("ended {:?} after the file's change", start.elapsed());
-        assert!(start.elapsed() < PROMPTLY, "{:?}", start.elapsed());
-        callee.wait_metric(metric::TERMINATED, &[("rule", "default")], 1.0)?;
-        let lines = callee.wait_ended(direction::INBOUND, reason::POLICY_CHANGED, 1)?;
+        assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+        callee.wait_metric(metric::TERMINATED, &[("rule", "default")], TIMES as f64)?;
+        let lines = callee.wait_ended(direction::INBOUND, reason::POLICY_CHANGED, TIMES)?;
         assert!(lines.iter().all(|line| line.text(field::PEER) == CLIENT), "{lines:?}");
         pass(&mut kept, &mut keeping, b"another's is")?;
         pass(&mut keeping, &mut kept, b"left alone")

@@ -50,6 +50,8 @@ mod tests {
 
     use pillion_certs::generation::KeyExchange;
     use pillion_certs::issue::{Forge, issue, make_ca};
+    use pillion_certs::revocation::RevocationLists;
+    use pillion_certs::revoke::revocation_list;
     use pillion_certs::verify::TrustBundles;
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -93,5 +95,41 @@ mod tests {
         assert_eq!(published(0), (4, 4));
         assert_eq!(published(2), (4, 4));
         assert_eq!(published(4), (9, 6));
+    }
+
+    /// Of a kind's series: the end, in seconds from now.
+    fn published(metrics: &Metrics, kind: &str) -> Option<u64> {
+        let text = String::from_utf8(metrics.render(0).unwrap()).unwrap();
+        let series =
+            format!("pillion_certificate_expiration_timestamp_seconds{{kind=\"{kind}\"}} ");
+        let end = text.lines().find_map(|line| line.strip_prefix(&series))?;
+        Some(end.parse::<u64>().unwrap() - UnixTime::now().as_secs())
+    }
+
+    #[test]
+    fn of_others_authorities_and_of_lists_the_first_to_end_is_published() {
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let domain: TrustDomain = "example.org".parse().unwrap();
+        let ours = make_ca(&domain, 9 * HOUR).unwrap();
+        let own = issue(&ours, &"spiffe://example.org/a".parse().unwrap(), HOUR).unwrap();
+        let mut bundles = TrustBundles::new();
+        bundles.add(domain, &[der(&ours.cert_pem)]).unwrap();
+        for (partner, hours) in [("one.example", 6), ("two.example", 4), ("three.example", 8)] {
+            let partner: TrustDomain = partner.parse().unwrap();
+            let theirs = make_ca(&partner, hours * HOUR).unwrap();
+            bundles.add(partner, &[der(&theirs.cert_pem)]).unwrap();
+        }
+        let list = |hours: u32| revocation_list(&ours, None, &[], None, hours * HOUR).unwrap();
+        let lists = RevocationLists::from_file((list(3) + &list(2)).as_bytes()).unwrap();
+        let bundles = bundles.with_revocation_lists(lists);
+        let key = PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
+        let chain = vec![der(&own.chain_pem)];
+        let generation = TlsGeneration::new(chain, &key, bundles, KeyExchange::Auto).unwrap();
+        let metrics = Metrics::new().unwrap();
+        Expiry::default().look(&metrics, &generation, UnixTime::now());
+        for (kind, hours) in [("svid", 1), ("ca", 9), ("federated_ca", 4), ("crl", 2)] {
+            let end = published(&metrics, kind).expect(kind);
+            assert!((hours * 3600 - 1800..=hours * 3600).contains(&end), "{kind}: {end}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The relay between two plaintext legs.
 
+use std::time::Instant;
+
 use super::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -171,13 +173,16 @@ async fn a_changed_policy_says_fin_and_then_resets_who_does_not_answer() {
     let bench = run(HOUR, stopped, |mut client, mut server| async move {
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
         assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0);
-        // The client never closes, so a write after the second finds a reset.
+        // The client never closes, so a write after the second finds a reset, and none before it.
+        let fin = Instant::now();
         let e = loop {
             if let Err(e) = client.write_all(&[0; 1]).await {
                 break e;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
+        let after = fin.elapsed();
+        assert!((GOODBYE * 9 / 10..GOODBYE * 5).contains(&after), "{after:?}");
         assert!(matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset));
     })
     .await;
