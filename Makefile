@@ -33,6 +33,7 @@ lint: ## formatting, clippy, rustdoc, dependency bans and licences
 
 unit: ## unit tests, and that the docs match the code
 	cargo test --locked --workspace --lib --bins
+	cargo test --locked -p pillion-proxy --no-default-features --lib config::
 	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-app-probes -p pillion-proxy -p pillion-inject -p pillion-init --tests
 
 kubernetes: ## the examples for Kubernetes and Prometheus, by the schemas and tools that will read them

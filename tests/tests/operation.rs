@@ -1,9 +1,12 @@
 //! A proxy in operation: not ready yet, wrongly set up, asked by its operator.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use pillion_testbed::labels::{CLIENT, SERVER, direction, field, metric, port, reason};
+use pillion_testbed::labels::{
+    CLIENT, SERVER, TRUST_DOMAIN, direction, field, metric, port, reason,
+};
 use pillion_testbed::stream::{End, ask, pass, read_to_end};
 use pillion_testbed::{
     Context, Failure, Finished, LogLine, MeshOptions, Pair, Pod, Settings, Sidecar, Testbed,
@@ -205,6 +208,26 @@ fn a_certificate_that_expires_is_warned_of_and_then_refused() {
             Ok((!said.is_empty()).then_some(()))
         })?;
         assert_eq!(callee.messages("our own certificate ends at")?.len(), 1, "said once");
+        Ok(())
+    });
+}
+
+/// Of another authority of our own trust domain: our bundle is that of peers who would refuse us.
+#[test]
+fn a_certificate_that_our_own_bundle_does_not_verify_is_warned_of() {
+    run("foreign-self", |bed| {
+        let server = bed.pod("srv")?;
+        let files = bed.issue(&bed.ca()?, SERVER, "own")?;
+        fs::copy(bed.foreign_ca(TRUST_DOMAIN)?.join("ca.crt"), files.join("ca.crt"))?;
+        let options = MeshOptions::new(policy::serve(&[SERVER]), SERVER).certificates_from(files);
+        let callee = server.mesh_unready(bed, options)?;
+        let warned =
+            callee.wait_message("peers with our trust bundle would refuse our certificate")?;
+        assert!(warned.iter().all(|line| line.text("level") == "WARN"), "{warned:?}");
+        assert!(
+            warned.iter().all(|line| line.mentions("not issued by an authority")),
+            "{warned:?}"
+        );
         Ok(())
     });
 }

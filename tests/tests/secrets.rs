@@ -81,9 +81,14 @@ impl Key {
         forms.into_iter().find_map(|(has, form)| has.then_some(form))
     }
 
+    /// How often its scalar is in memory.
+    fn copies(&self, memory: &[Vec<u8>]) -> usize {
+        self.scalar.iter().map(|scalar| count(memory, scalar)).sum()
+    }
+
     /// Whether its scalar is in memory.
     fn alive(&self, memory: &[Vec<u8>]) -> bool {
-        self.scalar.iter().any(|scalar| holds(memory, scalar))
+        self.copies(memory) > 0
     }
 }
 
@@ -91,18 +96,21 @@ fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     hay.windows(needle.len()).position(|window| window == needle)
 }
 
-fn holds(memory: &[Vec<u8>], needle: &[u8]) -> bool {
+fn count(memory: &[Vec<u8>], needle: &[u8]) -> usize {
     let first = needle.first().copied().unwrap_or_default();
-    memory.iter().any(|piece| {
-        let mut rest = piece.as_slice();
+    let in_piece = |piece: &Vec<u8>| {
+        let (mut rest, mut found) = (piece.as_slice(), 0);
         while let Some(at) = rest.iter().position(|byte| *byte == first) {
-            if rest[at..].starts_with(needle) {
-                return true;
-            }
+            found += usize::from(rest[at..].starts_with(needle));
             rest = &rest[at + 1..];
         }
-        false
-    })
+        found
+    };
+    memory.iter().map(in_piece).sum()
+}
+
+fn holds(memory: &[Vec<u8>], needle: &[u8]) -> bool {
+    count(memory, needle) > 0
 }
 
 fn key_of(bed: &Testbed, pod: &Pod, generation: u32) -> PathBuf {
@@ -119,7 +127,7 @@ fn a_key_is_in_memory_once_and_only_in_its_time() {
             let now = Key::read(&key_of(bed, &pair.server, generation))?;
             let memory = pair.callee.process().memory()?;
             assert!(holds(&memory, b"testbed"), "the scan finds what is there: the policy's name");
-            assert!(now.alive(&memory), "and the key that is in use, as the library has it");
+            assert_eq!(now.copies(&memory), 1, "and the key that is in use, as the library has it");
             assert_eq!(now.written(&memory), None, "generation {generation}");
             let loads = pair.callee.metric(metric::CERTIFICATE_RELOADS, &[("result", "ok")])?;
             pair.callee.issue(bed)?;
@@ -154,7 +162,7 @@ fn a_key_of_a_bundle_file_is_in_memory_once_too() {
         let mut callee = server.mesh(bed, options)?;
         let key = Key::read(&files.join("tls.key"))?;
         let memory = callee.process().memory()?;
-        assert!(key.alive(&memory));
+        assert_eq!(key.copies(&memory), 1);
         assert_eq!(key.written(&memory), None);
         Ok(())
     });

@@ -498,4 +498,15 @@ mod tests {
         found.dedup();
         assert!(FILE_VARIABLES.iter().all(|name| found.iter().any(|f| f == name)), "{found:?}");
     }
+
+    #[test]
+    #[cfg(not(feature = "workload-api"))]
+    fn without_the_workload_api_who_asks_for_it_is_told_what_to_build() {
+        let chosen = ("PILLION_IDENTITY_SOURCE", "workload-api");
+        let socket = ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/agent.sock");
+        let ConfigErrors(errors) = Config::from_env(&env(&[chosen, socket])).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!(errors[0].name, "PILLION_IDENTITY_SOURCE");
+        assert!(errors[0].problem.contains("--features workload-api"), "{errors:?}");
+    }
 }

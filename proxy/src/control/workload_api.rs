@@ -77,6 +77,23 @@ impl fmt::Debug for X509Svid {
     }
 }
 
+/// How long to wait before it is asked again.
+struct Retry(Duration);
+
+impl Retry {
+    fn next(&mut self) -> Duration {
+        let now = self.0;
+        self.0 = (now * 2).min(LAST_RETRY);
+        now
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self(FIRST_RETRY)
+    }
+}
+
 /// Follows the agent for ever: sends each answer, and why there is none. An agent that ends the
 /// stream or refuses is asked again, after half a second at first, and at last every 30 seconds;
 /// soon again only after a stream that has lasted, whose end is no fault until asking again is one.
@@ -87,7 +104,7 @@ pub(super) async fn follow(
     answers: mpsc::Sender<Result<Received, String>>,
     changed: Arc<Notify>,
 ) {
-    let mut retry = FIRST_RETRY;
+    let mut retry = Retry::default();
     loop {
         let began = Instant::now();
         let opened = tokio::time::timeout(OPEN_TIMEOUT, open(&socket)).await;
@@ -108,7 +125,7 @@ pub(super) async fn follow(
         };
         let why = format!("{socket}: {}: {}", why.code(), said(&why));
         if began.elapsed() > LAST_RETRY {
-            retry = FIRST_RETRY;
+            retry = Retry::default();
             tracing::info!(why, "the Workload API's stream has ended; asking again");
         } else {
             if answers.send(Err(why)).await.is_err() {
@@ -116,8 +133,7 @@ pub(super) async fn follow(
             }
             changed.notify_one();
         }
-        tokio::time::sleep(retry).await;
-        retry = (retry * 2).min(LAST_RETRY);
+        tokio::time::sleep(retry.next()).await;
     }
 }
 
@@ -168,4 +184,16 @@ fn received(answer: X509SvidResponse) -> Result<Received, String> {
         federated: federated_bundles.into_iter().collect(),
         lists: crl,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_asked_again_soon_and_then_every_30_seconds() {
+        let mut retry = Retry::default();
+        let waits: Vec<_> = (0..9).map(|_| retry.next().as_secs_f32()).collect();
+        assert_eq!(waits, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
+    }
 }
