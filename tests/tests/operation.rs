@@ -446,7 +446,7 @@ fn what_the_system_says_of_a_network_that_has_gone_is_told() {
         let pair = Pair::new(bed)?;
         pair.server.enter(|| {
             let name = "/proc/sys/net/ipv4/tcp_retries2";
-            std::fs::write(name, RETRIES).context(|| name)
+            fs::write(name, RETRIES).context(|| name)
         })?;
         let listener = pair.listen(pair.server.v4(), APP)?;
         let (mut client, mut server) = pair.open(&listener)?;
