@@ -25,10 +25,11 @@ impl SeenPeers {
     }
 
     /// Remembers a peer, and gives back the one that is remembered: all connections of a
-    /// peer share one.
+    /// peer share one. One that has ended since it was verified gives way to what was found now.
     pub(crate) fn insert(&self, key: [u8; 32], peer: VerifiedPeer) -> VerifiedPeer {
         let mut table = self.lock();
-        if let Some(known) = table.peers.get(&key).filter(|known| **known == peer) {
+        let same = |known: &&VerifiedPeer| **known == peer && known.is_valid_at(peer.verified_at());
+        if let Some(known) = table.peers.get(&key).filter(same) {
             return known.clone();
         }
         let shared = peer.clone();

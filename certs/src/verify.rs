@@ -85,6 +85,10 @@ impl VerifiedPeer {
         system_time(self.0.not_after)
     }
 
+    pub(crate) fn verified_at(&self) -> UnixTime {
+        self.0.verified_at
+    }
+
     /// The chain that was verified, leaf first.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
@@ -401,9 +405,11 @@ pub fn refusal_of(error: &rustls::Error) -> Option<PeerRefusal> {
             reason.downcast_ref::<PeerRefusal>().cloned()
         }
         // What rustls finds itself: only the handshake's own signature is left to it.
-        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
-            Some(PeerRefusal::BadHandshakeSignature)
-        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::BadSignature
+            // It is by a key of another type.
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        ) => Some(PeerRefusal::BadHandshakeSignature),
         rustls::Error::InvalidCertificate(other) => Some(PeerRefusal::Malformed(other.to_string())),
         _ => None,
     }

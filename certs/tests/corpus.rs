@@ -101,10 +101,9 @@ fn every_label_of_a_refusal_is_raised() {
         .map(|refusal| refusal.label())
         .collect();
     // Two are no certificate's fault.
-    let thief = common::thief(
-        &svid(ca, &format!("spiffe://{DOMAIN}/bank")),
-        &svid(ca, &format!("spiffe://{DOMAIN}/thief")),
-    );
+    let [stolen, own] =
+        ["/bank", "/thief"].map(|path| svid(ca, &format!("spiffe://{DOMAIN}{path}")));
+    let thief = common::rude_client_of(common::chain(&stolen), common::key(&own));
     for client in [common::nameless_client(), thief] {
         let failure = handshake(client, judge.server_config(true)).unwrap_err();
         raised.insert(failure.server.as_ref().and_then(refusal_of).unwrap().label());

@@ -104,6 +104,10 @@ fn a_peer_ends_with_the_first_certificate_of_its_path() {
         let again = verifier.verified_peer(Some(&made.chain()), made.at(end + 1));
         let stands = intermediate_ends.iter().any(|other| *other > end) && root_end > end;
         assert_eq!(again.is_ok(), stands, "the memory of chains is no way around: {again:?}");
+        assert!(
+            again.is_ok_and(|peer| peer.is_valid_at(made.at(end + 1))) == stands,
+            "nor a brake"
+        );
     }
 }
 

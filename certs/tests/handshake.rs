@@ -20,7 +20,7 @@ use pillion_certs::verify::{BundleError, SvidVerifier, TrustBundles, refusal_of}
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::ProtocolVersion;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 #[test]
 fn each_bad_client_is_refused_by_our_server_with_its_own_label() {
@@ -398,12 +398,21 @@ fn a_bundle_takes_authorities_alone_and_each_domain_once() {
 #[test]
 fn a_stolen_certificate_without_its_key_is_refused() {
     let ca = authority(DOMAIN);
-    let server = generation(&ca, "/server");
-    let (stolen, own) = (Forge::new(&format!("spiffe://{DOMAIN}/bank")), "/thief");
-    let stolen = stolen.unwrap().sign(&ca).unwrap();
-    let own = svid(&ca, &format!("spiffe://{DOMAIN}{own}"));
-    let thief = common::thief(&stolen, &own);
-    let failure = handshake(thief, server.server_config(true)).unwrap_err();
-    let refusal = failure.server.as_ref().and_then(refusal_of);
-    assert_eq!(refusal, Some(PeerRefusal::BadHandshakeSignature));
+    let ours = generation(&ca, "/ours");
+    let stolen = svid(&ca, &format!("spiffe://{DOMAIN}/bank"));
+    // Also keys of another kind than the certificate's.
+    for kind in
+        [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519]
+    {
+        let own = KeyPair::generate_for(kind).unwrap().serialize_pem();
+        let own = || PrivateKeyDer::from_pem_slice(own.as_bytes()).unwrap();
+        let thief = common::rude_client_of(chain(&stolen), own());
+        let failure = handshake(thief, ours.server_config(true)).unwrap_err();
+        let refusal = failure.server.as_ref().and_then(refusal_of);
+        assert_eq!(refusal, Some(PeerRefusal::BadHandshakeSignature), "{kind:?}");
+        let thief = common::rude_server_of(chain(&stolen), own());
+        let failure = handshake(ours.client_config(Offer::Single), thief).unwrap_err();
+        let refusal = failure.client.as_ref().and_then(refusal_of);
+        assert_eq!(refusal, Some(PeerRefusal::BadHandshakeSignature), "{kind:?}");
+    }
 }

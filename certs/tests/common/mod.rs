@@ -140,7 +140,8 @@ fn shown(
     Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, signing)))
 }
 
-/// A client that presents what it is given and checks nothing.
+/// A client that presents what it is given, whether the key is the certificate's or not, and checks
+/// nothing.
 pub(crate) fn rude_client(svid: &Issued) -> Arc<ClientConfig> {
     rude_client_of(chain(svid), key(svid))
 }
@@ -155,17 +156,6 @@ pub(crate) fn rude_client_of(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Credulous))
         .with_client_cert_resolver(shown(chain, key));
-    Arc::new(config)
-}
-
-/// A client that presents one's certificate and signs with another's key.
-pub(crate) fn thief(presented: &Issued, own: &Issued) -> Arc<ClientConfig> {
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous))
-        .with_client_cert_resolver(shown(chain(presented), key(own)));
     Arc::new(config)
 }
 
