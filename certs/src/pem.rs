@@ -39,12 +39,20 @@ pub(crate) enum PemFault {
 /// The certificates in a file, in its order; private keys must have been cut out.
 ///
 /// # Errors
-/// Those of [`check_marks`], and [`PemFault::Broken`].
+/// Those of [`check_marks`], [`PemFault::Label`] for a certificate that would be passed over, and
+/// [`PemFault::Broken`].
 pub(crate) fn certificates(content: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemFault> {
     check_marks(content)?;
+    check_labels(content, is_other_certificate)?;
     CertificateDer::pem_slice_iter(content)
         .collect::<Result<_, _>>()
         .map_err(|error| PemFault::Broken(error.to_string()))
+}
+
+/// Whether a label is of a certificate that the common reader passes over, such as OpenSSL's
+/// `TRUSTED CERTIFICATE`.
+pub(crate) fn is_other_certificate(label: &[u8]) -> bool {
+    label != b"CERTIFICATE" && label.trim_ascii().ends_with(b"CERTIFICATE")
 }
 
 /// Whether each mark is a line of its own, and each BEGIN has its END before the next one. That the
@@ -183,6 +191,16 @@ mod tests {
         }
         assert_eq!(check_marks(begin.as_bytes()), Ok(()), "the reader says what is missing");
         assert!(matches!(certificates(begin.as_bytes()), Err(PemFault::Broken(_))));
+    }
+
+    #[test]
+    fn a_certificate_of_another_label_is_refused() {
+        for label in ["TRUSTED CERTIFICATE", "X509 CERTIFICATE", "CERTIFICATE ", " CERTIFICATE"] {
+            let text = format!("{ONE}\n{}", ONE.replace('X', label));
+            let refused = certificates(text.as_bytes());
+            assert_eq!(refused, Err(PemFault::Label(4, label.to_owned())));
+        }
+        assert_eq!(certificates(ONE.as_bytes()), Ok(Vec::new()));
     }
 
     #[test]
