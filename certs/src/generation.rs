@@ -92,6 +92,8 @@ pub struct TlsGeneration {
     /// The last second at which our chain is good; the leaf's, or of an intermediate before it.
     own_end: i64,
     own_revocation: Option<RevokedEntry>,
+    identity: Arc<CertifiedKey>,
+    key_exchange: KeyExchange,
     verifier: Arc<SvidVerifier>,
     server_mesh: Arc<ServerConfig>,
     server_plain: Arc<ServerConfig>,
@@ -121,11 +123,32 @@ impl TlsGeneration {
             chain.first().ok_or(GenerationError::OwnSvid(PeerRefusal::NoCertificate))?;
         check_size(&chain).map_err(GenerationError::OwnSvid)?;
         let own = leaf::check(end_entity).map_err(GenerationError::OwnSvid)?;
-        let verifier = Arc::new(SvidVerifier::new(bundles));
-        let own_revocation = verifier.own_revocation(&own, &chain);
-        let own_end = verifier.own_end(&own, &chain);
-        let provider = Arc::new(provider(key_exchange));
         let identity = Arc::new(certified_key(chain, key)?);
+        Self::assemble(own, identity, bundles, key_exchange)
+    }
+
+    /// The same, with other revocation lists; `None` where they are the ones that it has.
+    pub(crate) fn with_newer_lists(&self, lists: RevocationLists) -> Option<Self> {
+        let bundles = self.verifier.bundles();
+        if bundles.revocation_lists().are(&lists) {
+            return None;
+        }
+        let bundles = bundles.clone().with_revocation_lists(lists);
+        let identity = Arc::clone(&self.identity);
+        // It was built from the same identity before.
+        Self::assemble(self.own.clone(), identity, bundles, self.key_exchange).ok()
+    }
+
+    fn assemble(
+        own: Leaf,
+        identity: Arc<CertifiedKey>,
+        bundles: TrustBundles,
+        key_exchange: KeyExchange,
+    ) -> Result<Self, GenerationError> {
+        let verifier = Arc::new(SvidVerifier::new(bundles));
+        let own_revocation = verifier.own_revocation(&own, &identity.cert);
+        let own_end = verifier.own_end(&own, &identity.cert);
+        let provider = Arc::new(provider(key_exchange));
         let tls = |e: rustls::Error| GenerationError::Tls(e.to_string());
         let server = |alpn: &[&[u8]]| server_config(&provider, &verifier, &identity, alpn);
         let client = |alpn: &[&[u8]]| client_config(&provider, &verifier, &identity, alpn);
@@ -138,6 +161,8 @@ impl TlsGeneration {
             client_tunnel: Arc::new(client(ALPN_PROTOCOLS).map_err(tls)?),
             client_mesh: Arc::new(client(&[ALPN_MESH]).map_err(tls)?),
             client_plain: Arc::new(client(&[]).map_err(tls)?),
+            identity,
+            key_exchange,
             verifier,
         })
     }
@@ -314,6 +339,10 @@ fn certified_key(
     match certified.keys_match() {
         Ok(()) => Ok(certified),
         Err(rustls::Error::InconsistentKeys(_)) => Err(GenerationError::KeyMismatch),
+        // What webpki finds of the leaf, which it has to read for this.
+        Err(rustls::Error::InvalidCertificate(fault)) => {
+            Err(GenerationError::OwnSvid(PeerRefusal::Malformed(fault.to_string())))
+        }
         Err(other) => Err(GenerationError::UnusableKey(other.to_string())),
     }
 }
@@ -355,4 +384,20 @@ fn client_config(
     config.enable_secret_extraction = true;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::KeyPair;
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+
+    #[test]
+    fn a_leaf_that_the_library_cannot_read_is_not_taken_for_a_fault_of_the_key() {
+        let key = KeyPair::generate().unwrap().serialize_der();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
+        let error = certified_key(vec![CertificateDer::from(vec![0x30, 0])], &key).unwrap_err();
+        assert!(matches!(&error, GenerationError::OwnSvid(PeerRefusal::Malformed(_))), "{error:?}");
+    }
 }

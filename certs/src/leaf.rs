@@ -10,6 +10,7 @@ use crate::refusal::{LeafSummary, PeerRefusal};
 use crate::spiffe::{SpiffeId, TrustDomain};
 
 /// A leaf that keeps every rule.
+#[derive(Clone)]
 pub(crate) struct Leaf {
     pub(crate) id: SpiffeId,
     pub(crate) serial: String,

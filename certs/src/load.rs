@@ -245,13 +245,16 @@ pub fn load(files: &IdentityFiles, now: UnixTime) -> Result<TlsGeneration, LoadE
     faults.into_iter().next().map_or(Ok(generation), Err)
 }
 
+/// What a file holds, or why it can't be read.
+type Read = Result<Content, LoadError>;
+
 /// All that the files hold, from one reading.
 pub(crate) struct Snapshot {
-    cert: Content,
-    key: Content,
-    ca: Content,
-    crl: Option<Result<Content, LoadError>>,
-    bundles: Vec<BundleFile>,
+    cert: Read,
+    key: Read,
+    ca: Read,
+    crl: Option<Read>,
+    bundles: Result<Vec<BundleFile>, LoadError>,
     pub(crate) hash: ContentHash,
 }
 
@@ -259,7 +262,7 @@ pub(crate) struct Snapshot {
 struct BundleFile {
     path: PathBuf,
     domain: Result<TrustDomain, LoadError>,
-    content: Result<Content, LoadError>,
+    content: Read,
 }
 
 /// A generation, and what could not be used for it.
@@ -276,24 +279,20 @@ pub(crate) fn read_stable(files: &IdentityFiles) -> Result<Snapshot, LoadError> 
     settled(|| read_once(files))
 }
 
-fn settled(mut read: impl FnMut() -> Result<Snapshot, LoadError>) -> Result<Snapshot, LoadError> {
+fn settled(mut read: impl FnMut() -> Snapshot) -> Result<Snapshot, LoadError> {
     let mut last = read();
     for _ in 1..MAX_READINGS {
         let next = read();
-        let agree = match (&last, &next) {
-            (Ok(a), Ok(b)) => a.hash == b.hash,
-            (Err(a), Err(b)) => a == b,
-            _ => false,
-        };
-        if agree {
-            return next;
+        if last.hash == next.hash {
+            return Ok(next);
         }
         last = next;
     }
     Err(LoadError::Changing)
 }
 
-pub(crate) fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
+/// Reads everything; what can't be read is told by whoever needs it.
+pub(crate) fn read_once(files: &IdentityFiles) -> Snapshot {
     let mut directories = Directories::default();
     let mut read_up_to = |path: &Path, most: u64| {
         directories.read(path, most).map_err(|fault| LoadError::reading(path, most, fault))
@@ -301,31 +300,40 @@ pub(crate) fn read_once(files: &IdentityFiles) -> Result<Snapshot, LoadError> {
     let crl = files.crl.as_ref().map(|path| read_up_to(path, MAX_CRL_FILE_BYTES));
     let mut read = |path: &Path| read_up_to(path, MAX_FILE_BYTES);
     let (cert, key) = match &files.svid {
-        SvidSource::Files { cert, key } => (read(cert)?, read(key)?),
+        SvidSource::Files { cert, key } => (read(cert), read(key)),
         SvidSource::Bundle { file } => {
-            let both = read(file)?;
+            let both = read(file);
             (both.clone(), both)
         }
     };
-    let ca = read(&files.ca)?;
-    let bundles = match &files.trust_bundles_dir {
-        Some(directory) => read_bundles(directory, &mut directories)?,
-        None => Vec::new(),
-    };
+    let ca = read(&files.ca);
+    let bundles = files.trust_bundles_dir.as_ref();
+    let bundles = bundles.map_or(Ok(Vec::new()), |folder| read_bundles(folder, &mut directories));
+    let hash = hash_of([&cert, &key, &ca].into_iter().chain(&crl), &bundles);
+    Snapshot { cert, key, ca, crl, bundles, hash }
+}
+
+fn hash_of<'a>(
+    files: impl Iterator<Item = &'a Read>,
+    bundles: &Result<Vec<BundleFile>, LoadError>,
+) -> ContentHash {
     let mut hasher = Hasher::new();
-    for part in [&cert, &key, &ca] {
-        hasher.part(part);
-    }
-    for content in crl.iter().chain(bundles.iter().map(|bundle| &bundle.content)) {
-        match content {
-            Ok(content) => hasher.part(content),
-            Err(fault) => hasher.part(format!("fault: {fault:?}").as_bytes()),
+    let fault = |fault: &LoadError| format!("fault: {fault:?}");
+    let mut read = |content: &Read| match content {
+        Ok(content) => hasher.part(content),
+        Err(e) => hasher.part(fault(e).as_bytes()),
+    };
+    files.for_each(&mut read);
+    match bundles {
+        Ok(bundles) => {
+            bundles.iter().for_each(|bundle| read(&bundle.content));
+            for bundle in bundles {
+                hasher.part(bundle.path.as_os_str().as_encoded_bytes());
+            }
         }
+        Err(e) => hasher.part(fault(e).as_bytes()),
     }
-    for bundle in &bundles {
-        hasher.part(bundle.path.as_os_str().as_encoded_bytes());
-    }
-    Ok(Snapshot { cert, key, ca, crl, bundles, hash: hasher.finish() })
+    hasher.finish()
 }
 
 fn read_bundles(
@@ -382,8 +390,8 @@ pub(crate) fn build(
         SvidSource::Files { cert, key } => (cert, key),
         SvidSource::Bundle { file } => (file, file),
     };
-    let chain = certificates(cert_path, &snapshot.cert)?;
-    let key = private_key(key_path, &snapshot.key)?;
+    let chain = certificates(cert_path, whole(&snapshot.cert)?)?;
+    let key = private_key(key_path, whole(&snapshot.key)?)?;
     let refused = |refusal| LoadError::OwnSvidInvalid { path: cert_path.clone(), refusal };
     let own = chain.first().ok_or(PeerRefusal::NoCertificate).and_then(crate::leaf::check);
     let own_domain = own.map_err(refused)?.id.trust_domain().clone();
@@ -429,9 +437,9 @@ fn trust_bundles(
             .add(domain.clone(), &certificates(path, content)?)
             .map_err(|error| LoadError::Bundle { path: path.to_owned(), reason: error.to_string() })
     };
-    add(&files.ca, own_domain, &snapshot.ca)?;
+    add(&files.ca, own_domain, whole(&snapshot.ca)?)?;
     let mut broken = Vec::new();
-    for BundleFile { path, domain, content } in &snapshot.bundles {
+    for BundleFile { path, domain, content } in snapshot.bundles.as_ref().map_err(Clone::clone)? {
         let added = match (domain, content) {
             (Ok(domain), Ok(content)) => add(path, domain, content),
             (Err(fault), _) | (_, Err(fault)) => Err(fault.clone()),
@@ -454,8 +462,22 @@ fn revocation_lists(
     let (Some(path), Some(content)) = (&files.crl, &snapshot.crl) else {
         return Ok(RevocationLists::default());
     };
-    RevocationLists::from_file(content.as_ref().map_err(Clone::clone)?)
+    RevocationLists::from_file(whole(content)?)
         .map_err(|error| LoadError::BadCrl { path: path.clone(), error })
+}
+
+fn whole(read: &Read) -> Result<&Content, LoadError> {
+    read.as_ref().map_err(Clone::clone)
+}
+
+/// The last generation with newer revocation lists, where all is well with these and the rest
+/// can't be used: a fault of ours must not hold up a revocation.
+pub(crate) fn with_newer_lists(
+    files: &IdentityFiles,
+    snapshot: &Snapshot,
+    before: &TlsGeneration,
+) -> Option<TlsGeneration> {
+    before.with_newer_lists(revocation_lists(files, snapshot).ok()?)
 }
 
 fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, LoadError> {
@@ -465,9 +487,8 @@ fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'stati
         wanted: "certificates",
     };
     // What is meant to be trusted, presented or obeyed must not be lost in silence.
-    let is_lost = |label: &[u8]| {
-        label != b"CERTIFICATE" && (label.ends_with(b"CERTIFICATE") || label.ends_with(b"CRL"))
-    };
+    let is_lost =
+        |label: &[u8]| pem::is_other_certificate(label) || label.trim_ascii().ends_with(b"CRL");
     let strict = pem::check_marks(content).and(pem::check_labels(content, is_lost));
     let certificates = strict.and_then(|()| pem::certificates(&without_keys(content)));
     let certificates = certificates.map_err(|fault| bad(fault.to_string()))?;

@@ -35,7 +35,8 @@ pub struct Received {
 impl Received {
     /// Builds a generation of it, by the same rules as from files: a federated bundle or revocation
     /// lists that can't be used stay as they were in `before`; a bundle that was not there is
-    /// missing, and lists that were not there are an error. Each such fault comes back too.
+    /// missing, and lists that were not there are an error. Where our own part can't be used and
+    /// the lists are new, it is `before` with these. Each such fault comes back too.
     ///
     /// # Errors
     /// [`LoadError::WorkloadApi`] says which part can't be used;
@@ -47,10 +48,22 @@ impl Received {
         key_exchange: KeyExchange,
         before: Option<&TlsGeneration>,
     ) -> Result<(TlsGeneration, Vec<LoadError>), LoadError> {
-        let before = before.map(|generation| generation.verifier().bundles());
-        let (generation, faults) =
-            self.build(expected, key_exchange, before).map_err(LoadError::WorkloadApi)?;
+        let bundles = before.map(|generation| generation.verifier().bundles());
+        let (generation, faults) = self
+            .build(expected, key_exchange, bundles)
+            .or_else(|fault| {
+                let newer = before.and_then(|before| self.with_newer_lists(before));
+                newer.map(|generation| (generation, vec![fault.clone()])).ok_or(fault)
+            })
+            .map_err(LoadError::WorkloadApi)?;
         Ok((generation, faults.into_iter().map(LoadError::WorkloadApi).collect()))
+    }
+
+    /// The last generation with the lists of this answer, where these are new and good and the
+    /// rest can't be used. That such an answer has none is not taken for a word on that.
+    fn with_newer_lists(&self, before: &TlsGeneration) -> Option<TlsGeneration> {
+        let lists = self.revocation_lists().ok().filter(|lists| !lists.is_empty())?;
+        before.with_newer_lists(lists)
     }
 
     fn build(
@@ -281,6 +294,48 @@ mod tests {
         assert_eq!((faults.len(), domains(&third), third.revocation_lists().len()), (0, 1, 0));
         let (fourth, faults) = next(&third, |r| r.federated[0].1.clear());
         assert_eq!((faults.len(), domains(&fourth)), (1, 1), "there was none to stay");
+    }
+
+    #[test]
+    fn a_fault_of_ours_holds_up_no_new_list() {
+        let ca = authority("own.example");
+        let list = |lifetime| {
+            let pem = crate::revoke::revocation_list(&ca, None, &[], None, lifetime).unwrap();
+            CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
+        };
+        let (old, new) = (list(HOUR), list(HOUR * 2));
+        let with = |spoil: fn(&mut Received), lists: &[&[u8]]| Received {
+            lists: lists.iter().map(|list| list.to_vec()).collect(),
+            ..{
+                let mut received = received();
+                spoil(&mut received);
+                received
+            }
+        };
+        let ends = |generation: &TlsGeneration| {
+            generation.revocation_lists().lifetimes().map(|life| life.until).collect::<Vec<_>>()
+        };
+        type Spoil = fn(&mut Received);
+        let spoilt: [Spoil; 3] = [|r| r.svid.clear(), |r| r.key.clear(), |r| r.bundle.clear()];
+        for spoil in spoilt {
+            let (before, _) =
+                with(|_| (), &[&old]).generation(None, KeyExchange::Auto, None).unwrap();
+            let next = |lists: &[&[u8]], before| {
+                with(spoil, lists).generation(None, KeyExchange::Auto, before)
+            };
+            let (after, faults) = next(&[&new], Some(&before)).unwrap();
+            assert_eq!((after.serial(), faults.len()), (before.serial(), 1));
+            assert_ne!(ends(&after), ends(&before));
+            for (lists, before) in [
+                // The same lists, broken ones, none, and no generation that could have them.
+                (&[&*old][..], Some(&before)),
+                (&[&new, &[0x30, 0]], Some(&before)),
+                (&[], Some(&before)),
+                (&[&new], None),
+            ] {
+                assert!(next(lists, before).is_err());
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,9 @@ use rustls_pki_types::UnixTime;
 
 use crate::files::ContentHash;
 use crate::generation::TlsGeneration;
-use crate::load::{Built, IdentityFiles, LoadError, build, read_once, read_stable};
+use crate::load::{
+    Built, IdentityFiles, LoadError, Snapshot, build, read_once, read_stable, with_newer_lists,
+};
 use crate::stillness::{Look, Stillness};
 
 /// What a poll found.
@@ -23,7 +25,8 @@ pub enum Outcome {
     Loaded(Arc<TlsGeneration>),
     /// A generation to publish that does without the parts whose faults are here. A trust domain's
     /// bundle that can't be used stays as it was, or is missing where there was none; revocation
-    /// lists that can't be used stay as they were. At least one fault.
+    /// lists that can't be used stay as they were, and where our own part can't be used, all but
+    /// newer lists does. At least one fault.
     Partly(Arc<TlsGeneration>, Vec<LoadError>),
     /// Something new and broken. The last good generation stays.
     Failed(LoadError),
@@ -80,7 +83,7 @@ impl Reloader {
     /// readings that agree will do: then there is none that a half-written one could replace.
     pub fn poll(&mut self, now: UnixTime) -> Outcome {
         let running = self.good.is_some();
-        let snapshot = if running { read_once(&self.files) } else { read_stable(&self.files) };
+        let snapshot = if running { Ok(read_once(&self.files)) } else { read_stable(&self.files) };
         let seen = match &snapshot {
             Ok(snapshot) => Seen::Content(snapshot.hash),
             Err(error) => Seen::Unread(error.clone()),
@@ -115,10 +118,17 @@ impl Reloader {
         let before = self.current().map(Arc::as_ref);
         let Built { generation, faults } = match build(&self.files, &snapshot, before, now) {
             Ok(built) => built,
-            Err(error) => return Outcome::Failed(error),
+            Err(error) => match self.with_newer_lists(&snapshot) {
+                Some(generation) => Built { generation, faults: vec![error] },
+                None => return Outcome::Failed(error),
+            },
         };
         let generation = Arc::new(generation);
         self.good = Some((snapshot.hash, Arc::clone(&generation), faults.clone()));
         Outcome::loaded(generation, faults)
+    }
+
+    fn with_newer_lists(&self, snapshot: &Snapshot) -> Option<TlsGeneration> {
+        with_newer_lists(&self.files, snapshot, self.current()?)
     }
 }

@@ -20,6 +20,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::dates::seconds;
 use crate::expiry::{Lifetime, Subject};
+use crate::files::{ContentHash, Hasher};
 use crate::leaf;
 use crate::path::PathError;
 use crate::pem;
@@ -37,8 +38,11 @@ pub enum CrlError {
     #[error("{0}")]
     NoList(String),
     /// Not a list of RFC 5280's profile: version 2, with nextUpdate, no delta, no unknown critical
-    /// extension.
-    #[error("list {0}: {1}; it must be a version 2 list with nextUpdate, and no delta")]
+    /// extension; or one whose scope webpki does not know.
+    #[error(
+        "list {0}: {1}; it must be a version 2 list with nextUpdate, no delta, not indirect, of all \
+         reasons, and an issuing distribution point must have a name"
+    )]
     Malformed(usize, String),
     /// More than [`MAX_LISTS`], or more than [`MAX_LISTS_OF_ONE_NAME`].
     #[error("more than {MAX_LISTS} lists, or {MAX_LISTS_OF_ONE_NAME} of one issuer's name")]
@@ -48,6 +52,8 @@ pub enum CrlError {
 struct List {
     lifetime: Lifetime,
     crl: CertRevocationList<'static>,
+    /// Of its DER.
+    hash: ContentHash,
 }
 
 /// Revocation lists by their issuers' names. None at all is fine: nothing is revoked then.
@@ -63,6 +69,12 @@ pub struct RevokedEntry {
     pub at: i64,
     /// The reason as RFC 5280 §5.3.1 names it, where the list has one.
     pub reason: Option<&'static str>,
+}
+
+fn hash_of(der: &[u8]) -> ContentHash {
+    let mut hasher = Hasher::new();
+    hasher.part(der);
+    hasher.finish()
 }
 
 impl RevocationLists {
@@ -103,9 +115,14 @@ impl RevocationLists {
                 // The first second that is too late.
                 until: next_update.timestamp().saturating_sub(1),
             };
-            lists.push(List { lifetime, crl });
+            lists.push(List { lifetime, crl, hash: hash_of(der) });
         }
         Ok(Self(lists))
+    }
+
+    /// Whether these are the same lists, in the same order.
+    pub(crate) fn are(&self, others: &Self) -> bool {
+        self.0.iter().map(|list| list.hash).eq(others.0.iter().map(|list| list.hash))
     }
 
     /// How many there are.

@@ -500,3 +500,88 @@ fn a_broken_bundle_of_another_domain_is_its_own_business() {
         "a file that has gone is gone"
     );
 }
+
+/// What is wrong of our own certificate, key or authorities must not hold up a revocation.
+#[test]
+fn a_fault_of_ours_holds_up_no_revocation() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let ca = authority(DOMAIN);
+    let (ours, peers) = (svid(&ca, &id("/a")), [svid(&ca, &id("/b")), svid(&ca, &id("/c"))]);
+    let list = dir.join("crl.pem");
+    let revoke = |peers: &[Issued]| {
+        let serial =
+            |peer: &Issued| Serial::of_certificate(peer.chain_pem.as_bytes(), &ca).unwrap();
+        let serials: Vec<_> = peers.iter().map(serial).collect();
+        fs::write(&list, revocation_list(&ca, None, &serials, None, HOUR).unwrap()).unwrap();
+    };
+    let revoked = |generation: &TlsGeneration| {
+        let verdict = |peer| generation.verified_peer(Some(&common::chain(peer)));
+        peers
+            .each_ref()
+            .map(|peer| verdict(peer).is_err_and(|refusal| refusal.label() == "revoked"))
+    };
+    let other = svid(&ca, &id("/a"));
+    type Spoil<'a> = (&'a str, &'a dyn Fn(), &'a str);
+    let spoilt: [Spoil<'_>; 6] = [
+        (
+            "a half-written chain",
+            &|| fs::write(dir.join("tls.crt"), &ours.chain_pem[..200]).unwrap(),
+            "bad_pem",
+        ),
+        (
+            "the key of another",
+            &|| fs::write(dir.join("tls.key"), &*other.key_pem).unwrap(),
+            "key_mismatch",
+        ),
+        ("no key", &|| fs::remove_file(dir.join("tls.key")).unwrap(), "not_found"),
+        ("no authority", &|| fs::write(dir.join("ca.crt"), "").unwrap(), "empty"),
+        (
+            "no authority's certificate",
+            &|| fs::write(dir.join("ca.crt"), &ours.chain_pem).unwrap(),
+            "bundle",
+        ),
+        ("no folder of bundles", &|| fs::remove_dir(dir.join("bundles")).unwrap(), "not_found"),
+    ];
+    for (what, spoil, label) in spoilt {
+        write(dir, &ours, &ca);
+        let bundles = dir.join("bundles");
+        fs::create_dir_all(&bundles).unwrap();
+        revoke(&[]);
+        let files = IdentityFiles {
+            crl: Some(list.clone()),
+            trust_bundles_dir: Some(bundles),
+            ..files_in(dir)
+        };
+        let mut reloader = Reloader::new(files);
+        let start = loaded(poll(&mut reloader));
+        assert_eq!(revoked(&start), [false, false], "{what}");
+
+        spoil();
+        assert_eq!(
+            failed(poll(&mut reloader)).label(),
+            label,
+            "{what}: there is nothing new to use"
+        );
+        revoke(&peers[..1]);
+        let (next, fault) = partly(poll(&mut reloader));
+        assert_eq!(fault.label(), label, "{what}");
+        assert_eq!(revoked(&next), [true, false], "{what}");
+        assert_eq!(
+            (next.serial(), next.own_state(UnixTime::now())),
+            (start.serial(), OwnState::Good)
+        );
+        unchanged(&poll(&mut reloader));
+
+        fs::write(&list, "torn").unwrap();
+        assert_eq!(failed(poll(&mut reloader)).label(), label, "{what}: and nothing good is new");
+        assert_eq!(revoked(reloader.current().unwrap()), [true, false], "{what}: it stays");
+        revoke(&peers);
+        assert_eq!(revoked(&partly(poll(&mut reloader)).0), [true, true], "{what}: once more");
+        write(dir, &other, &ca);
+        fs::create_dir_all(dir.join("bundles")).unwrap();
+        let mended = loaded(poll(&mut reloader));
+        assert_eq!(revoked(&mended), [true, true], "{what}: mended");
+        assert_ne!(mended.serial(), start.serial(), "{what}: our part is the new one");
+    }
+}
