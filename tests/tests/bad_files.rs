@@ -167,6 +167,8 @@ fn a_policy_that_cannot_be_used_leaves_the_last_good_one_in_force() {
         }
         text
     };
+    // The parser has to see the end of what may be a key before it tells of it.
+    let bracket = format!("a:\n  - {{{}", "a,".repeat(3_500_000));
     let good = policy::serve(&[CLIENT]);
     let many: String = (0..100_000)
         .map(|n| format!("  - {{name: r{n}, action: allow, from: [{{any: true}}]}}\n"))
@@ -182,6 +184,7 @@ fn a_policy_that_cannot_be_used_leaves_the_last_good_one_in_force() {
         ("a bad CIDR", &cidr),
         ("a hundred thousand rules", &many),
         ("a bomb of aliases", &bomb),
+        ("a bracket without an end", &bracket),
         ("nothing", ""),
     ];
     run("bad-policies", |bed| {

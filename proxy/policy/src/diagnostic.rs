@@ -204,6 +204,11 @@ impl<'t> Sink<'t> {
         }
     }
 
+    /// Whether what is noted now is only counted, so that its words need not be sought.
+    pub(super) fn is_full(&self) -> bool {
+        self.errors >= MAX_SHOWN
+    }
+
     /// Notes an error that leaves no document to read: what was found in its beginning is dropped.
     pub(super) fn only(&mut self, kind: Kind, pos: Pos, message: impl Into<String>) {
         self.found.clear();

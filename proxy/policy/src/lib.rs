@@ -9,6 +9,7 @@
 //! `explain` says why a verdict is what it is, [`diff`] what another file would change.
 
 mod address;
+mod characters;
 mod cidr;
 mod compile;
 mod diagnostic;

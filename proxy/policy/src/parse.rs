@@ -85,11 +85,12 @@ impl Reader<'_, '_> {
         }
         let metadata = doc.get("metadata").and_then(|node| self.sink.fields(node, &METADATA));
         if let Some(node) = metadata.and_then(|fields| fields.get("name")) {
-            out.name = self.sink.text(node).map(str::to_owned).unwrap_or_default();
-            if !out.name.is_empty() && !is_dns_name(&out.name) {
-                let message = format!("\"{}\" is no name; {DNS_NAME}", short(&out.name));
+            let name = self.sink.text(node);
+            if let Some(name) = name.filter(|name| !is_dns_name(name)) {
+                let message = format!("\"{}\" is no name; {DNS_NAME}", short(name));
                 self.sink.add(Kind::BadValue, node.pos, message);
             }
+            out.name = name.map(str::to_owned).unwrap_or_default();
         }
         let enforcement =
             doc.get("enforcement").and_then(|node| self.sink.choice(node, ENFORCEMENTS));
@@ -165,8 +166,12 @@ impl Reader<'_, '_> {
                 let port = self.sink.port_text(&key.text, key.pos);
                 let fields = self.sink.fields(value, &PORT);
                 let mode = fields.and_then(|f| f.get("mtls")).and_then(|node| self.mode(node));
-                if let (Some(port), Some(mode)) = (port, mode) {
-                    out.ports.insert(port, At { pos: key.pos, value: mode.value });
+                match (port, mode) {
+                    (Some(port), Some(mode)) => {
+                        out.ports.insert(port, At { pos: key.pos, value: mode.value });
+                    }
+                    // Nothing is to be said of a port by the mode of the others.
+                    _ => out.mtls = None,
                 }
             }
         }

@@ -213,6 +213,9 @@ impl Sink<'_> {
     }
 
     fn unknown_key(&mut self, key: &Key, section: &Section) {
+        if self.is_full() {
+            return self.add(Kind::UnknownKey, key.pos, "");
+        }
         let names = || section.keys.iter().map(|(name, _)| *name);
         let cure = match suggest(&key.text, names()) {
             Some(name) => format!("did you mean \"{name}\"?"),

@@ -7,8 +7,9 @@
 //! Rules and destinations leave the tree as soon as they are complete, so that no more of a large
 //! file is in memory as nodes than one of them.
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 
+use super::characters::{self, Ahead, Characters, MAX_AHEAD};
 use super::diagnostic::{Kind, Sink};
 
 /// The largest policy file that is read, in bytes.
@@ -49,13 +50,13 @@ pub(super) struct Pos {
 impl Pos {
     pub(super) const START: Self = Self { line: 1, col: 1 };
 
-    fn of(span: &Span) -> Self {
-        Self::at(span.start.line(), span.start.col())
-    }
-
-    fn at(line: usize, col: usize) -> Self {
+    /// Of a mark of the parser's; what it sees further right than it stands is on the `shifted`
+    /// line.
+    fn of(mark: &Marker, shifted: Option<(usize, usize)>) -> Self {
         let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Self { line: clamp(line.max(1)), col: clamp(col.saturating_add(1)) }
+        let by = shifted.filter(|(line, _)| *line == mark.line()).map_or(0, |(_, by)| by);
+        let col = mark.col().saturating_sub(by).saturating_add(1);
+        Self { line: clamp(mark.line().max(1)), col: clamp(col) }
     }
 }
 
@@ -116,16 +117,23 @@ pub(super) fn parse<'t>(
     let mut documents = 0_u32;
     // Nodes in memory: outside of streamed items, and with those of the item at hand.
     let (mut outside, mut values) = (0_u32, 0_u32);
-    for event in Parser::new_from_str(text) {
+    let (ahead, shifted) = (Ahead::default(), characters::shifted(text));
+    let mut last = Pos::START;
+    for event in Parser::new_from_iter(Characters::new(text, &ahead)) {
+        if ahead.is_over() {
+            return endless(sink, last);
+        }
         let (event, span) = match event {
             Ok(event) => event,
             Err(error) => {
-                let pos = Pos::at(error.marker().line(), error.marker().col());
+                let pos = Pos::of(error.marker(), shifted);
                 sink.only(Kind::YamlSyntax, pos, format!("this is not YAML: {}", error.info()));
                 return None;
             }
         };
-        let pos = Pos::of(&span);
+        ahead.told();
+        let pos = Pos::of(&span.start, shifted);
+        last = pos;
         let done = match event {
             Event::DocumentStart(_) => {
                 documents += 1;
@@ -183,6 +191,15 @@ pub(super) fn parse<'t>(
         sink.only(Kind::EmptyFile, Pos::START, message);
         None
     })
+}
+
+fn endless(sink: &mut Sink<'_>, after: Pos) -> Option<Node> {
+    let message = format!(
+        "what follows has more than {MAX_AHEAD} commas, colons and brackets before it can be told \
+         from a key; write the lists in it an item a line, each after \"- \""
+    );
+    sink.only(Kind::TooMany, after, message);
+    None
 }
 
 const TAG: &str = "a tag (\"!name\"); leave it out, or quote the value";
@@ -326,6 +343,16 @@ mod tests {
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
         assert_eq!(refused(&nested(MAX_DEPTH + 1)).0, Kind::TooDeep);
         assert!(parse(&nested(MAX_DEPTH), &mut Sink::new("t", ""), |_, _, _| {}).is_some());
+        // Without a limit the parser keeps what may be a key, and tells nothing of it.
+        for endless in ["a,", "a: b, ", "[a],", "\"a\":1,"] {
+            for begin in ["[", "a:\n  - {b: [", "a:\n  [", "? ["] {
+                // What the parser looks at before it tells of the key is told with that.
+                let text = format!("{begin}{}", endless.repeat(MAX_AHEAD + 20));
+                assert_eq!(refused(&text).0, Kind::TooMany, "{begin}{endless}");
+            }
+        }
+        let json = format!("{{\"a\": [{}]}}", "1,".repeat(4 * MAX_AHEAD));
+        assert!(parse(&json, &mut Sink::new("t", ""), |_, _, _| {}).is_some(), "as it comes");
         // The parser itself may give up first.
         assert!(matches!(refused(&nested(100_000)).0, Kind::TooDeep | Kind::YamlSyntax));
         assert_eq!(refused(&" ".repeat(MAX_FILE_BYTES + 1)).0, Kind::FileTooLarge);
@@ -344,16 +371,30 @@ mod tests {
         assert!(matches!(&inbound[1].1.value, Value::List(items) if items.len() == 1));
 
         let most = usize::try_from(MAX_VALUES).unwrap();
-        let list = |n: usize| format!("[{}]", "a,".repeat(n));
+        let list = |n: usize| format!("\n{}", "    - a\n".repeat(n));
         assert_eq!(refused(&list(most + 1)).0, Kind::TooMany);
-        let rules = |n: usize| format!("inbound: {{rules: [{0}, {0}]}}", list(n));
+        let rules = |n: usize| format!("inbound:\n  rules:\n  -{0}  -{0}", list(n));
         assert_eq!(refused(&rules(most)).0, Kind::TooMany);
         let two = rules(most - 100);
         assert!(parse(&two, &mut Sink::new("t", ""), |_, _, _| {}).is_some());
         // What is outside counts together, with rules in between or without.
-        let around = |n: usize| format!("{{a: {0}, inbound: {{rules: [b, c]}}, d: {0}}}", list(n));
+        let around = |n: usize| format!("a:{0}inbound: {{rules: [b, c]}}\nd:{0}", list(n));
         assert_eq!(refused(&around(most / 2)).0, Kind::TooMany);
         assert!(parse(&around(most / 2 - 100), &mut Sink::new("t", ""), |_, _, _| {}).is_some());
+    }
+
+    #[test]
+    fn places_are_those_of_the_text_in_json_too() {
+        let text = "# c\n{\"a\": [\n  {\"b\": 1}], \"c\":\n2}\n";
+        let root = parse(text, &mut Sink::new("t", text), |_, _, _| {}).unwrap();
+        let Value::Map(entries) = root.value else { panic!("a mapping") };
+        let at = |pos: Pos| (pos.line, pos.col);
+        assert_eq!((at(root.pos), at(entries[0].0.pos)), ((2, 1), (2, 2)));
+        let Value::List(items) = &entries[0].1.value else { panic!("a list") };
+        assert_eq!((at(entries[0].1.pos), at(items[0].pos)), ((2, 7), (3, 3)));
+        assert_eq!((at(entries[1].0.pos), at(entries[1].1.pos)), ((3, 14), (4, 1)));
+        assert_eq!(refused("{a: 1, b: !x y}"), (Kind::YamlFeature, 1, 11));
+        assert_eq!(refused("{a: 1}}").1, 1);
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn of_ports(old: &Policy, new: &Policy, said: &Said, port: u16, work: &Work) -> 
         let rank = |outcome: &Outcome| outcome.verdict == "allow";
         (was != now).then(|| (Effect::of(rank(&was), rank(&now)), What::Verdict, was, now))
     };
-    let grouped = gather(&addresses, |address| {
+    let grouped = gather(&addresses, work, |address| {
         work.spend(peers.len()).then_some(())?;
         let keys = (0..).zip(&peers).filter_map(|(n, peer)| Some((differ(address, peer)?, n)));
         Some(keys.collect::<Vec<(Key, usize)>>())

@@ -28,6 +28,7 @@ type Group<K, O> = (K, Vec<IpNet>, BTreeSet<O>);
 /// with the one of the others that it is for. `None` when that is too much work.
 pub(super) fn gather<K: Ord + Clone, O: Ord + Clone>(
     addresses: &[AddressClass],
+    work: &Work,
     judge: impl Fn(&AddressClass) -> Option<Vec<(K, O)>>,
 ) -> Option<Vec<Group<K, O>>> {
     let mut groups: BTreeMap<(K, BTreeSet<O>), Vec<usize>> = BTreeMap::new();
@@ -42,9 +43,11 @@ pub(super) fn gather<K: Ord + Clone, O: Ord + Clone>(
     }
     let group = |((key, some), numbers): ((K, _), Vec<usize>)| {
         let classes = numbers.into_iter().filter_map(|n| addresses.get(n));
-        (key, space::networks(classes), some)
+        let networks = space::networks(classes);
+        // They are memory, too.
+        work.spend(networks.len()).then_some((key, networks, some))
     };
-    Some(groups.into_iter().map(group).collect())
+    groups.into_iter().map(group).collect()
 }
 
 /// Every change; `None` when there are too many classes.
@@ -119,7 +122,7 @@ impl Judge<'_> {
         let classes = names::classes(hosts);
         let (old, new, work) = (self.old, self.new, self.work);
         let servers = RefCell::new(Servers { old, new, work, known: HashMap::new() });
-        let grouped = gather(&addresses, |address| {
+        let grouped = gather(&addresses, work, |address| {
             self.address(address.sample, &classes, &mut servers.borrow_mut())
         })?;
         let lines = grouped.into_iter().map(|(told, networks, some)| {

@@ -309,6 +309,11 @@ fn permissive_where_the_server_speaks_first() {
         assert_eq!(with(&format!("{port}: {{mtls: strict}}"), &port.to_string()), []);
     }
     assert_eq!(with("", "80"), []);
+    // What is wrong of a port's own mode is not told as a fault of the others'.
+    assert_eq!(with("3306: {mtls: strcit}", "3306"), [Kind::BadValue]);
+    let plain = "mtls: disable, defaultAction: deny, ports: {80: {mtls: strcit}}";
+    let rule = "rules: [{name: a, action: allow, ports: [80], from: [{identities: [a/b]}]}]";
+    assert_eq!(errors(&file("", &format!("{plain}, {rule}"), PASS)), [Kind::BadValue]);
 }
 
 #[test]
@@ -378,7 +383,7 @@ fn a_lifted_denial_shadows_nothing() {
 #[test]
 fn lists_have_an_end() {
     let many = |item: &str, count: usize| vec![item; count].join(", ");
-    let entry = "{name: a, action: allow, from: [{any: true}], ports";
+    let entry = "action: allow, from: [{any: true}], ports";
     for (most, text) in [
         (1_000, &|n| file(&format!("trustDomains: [{}]", many(OWN, n)), STRICT, PASS)),
         (1_000, &|n| {
@@ -386,9 +391,20 @@ fn lists_have_an_end() {
             file("", &format!("{STRICT}, probes: [{probes}]"), PASS)
         }),
         (10_000, &|n| destination(&format!("name: d, action: deny, hosts: [{}]", many("a", n)))),
-        (200_000, &|n| rules(&format!("{entry}: [{}]}}", many("1", n)))),
+        // More is in one bracket than one rule may have there.
+        (200_000, &|n| {
+            let rule =
+                |at: usize, n| format!("{{name: a{at}, {entry}: [{}]}}", many(&at.to_string(), n));
+            rules(
+                &[1, 2, 3, 4]
+                    .map(|at| rule(at, n / 4 + if at == 4 { n % 4 } else { 0 }))
+                    .join(", "),
+            )
+        }),
         (100_000, &|n| {
-            destination(&format!("name: d, action: deny, ipBlocks: [{}]", many("::1", n)))
+            let items = |ip, n| format!("action: deny, ipBlocks: [{}]", many(ip, n));
+            let (one, two) = (items("::1", n / 2), items("::2", n - n / 2));
+            destination(&format!("name: d, {one}}}, {{name: e, {two}"))
         }),
     ] as [(usize, &dyn Fn(usize) -> String); 5]
     {
