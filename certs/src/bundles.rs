@@ -124,6 +124,19 @@ impl TrustBundles {
         self
     }
 
+    /// The same authorities with these revocation lists, which are in memory once where those of
+    /// `before` are the same: an open connection keeps what it was verified by.
+    pub(crate) fn with_lists_or_those_of(
+        self,
+        lists: RevocationLists,
+        before: Option<&Self>,
+    ) -> Self {
+        match before.filter(|before| before.lists.are(&lists)) {
+            Some(before) => self.with_the_lists_of(before),
+            None => self.with_revocation_lists(lists),
+        }
+    }
+
     /// The same authorities, with these revocation lists in place of those before.
     #[must_use]
     pub fn with_revocation_lists(mut self, lists: RevocationLists) -> Self {

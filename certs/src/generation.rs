@@ -119,11 +119,29 @@ impl TlsGeneration {
         bundles: TrustBundles,
         key_exchange: KeyExchange,
     ) -> Result<Self, GenerationError> {
+        Self::next(None, chain, key, bundles, key_exchange)
+    }
+
+    /// The same after `before`, whose form of the key it has where the certificate is the same: an
+    /// open connection keeps the generation that it began with, and a key is to be in memory once.
+    pub(crate) fn next(
+        before: Option<&Self>,
+        chain: Vec<CertificateDer<'static>>,
+        key: &PrivateKeyDer<'_>,
+        bundles: TrustBundles,
+        key_exchange: KeyExchange,
+    ) -> Result<Self, GenerationError> {
         let end_entity =
             chain.first().ok_or(GenerationError::OwnSvid(PeerRefusal::NoCertificate))?;
         check_size(&chain).map_err(GenerationError::OwnSvid)?;
         let own = leaf::check(end_entity).map_err(GenerationError::OwnSvid)?;
-        let identity = Arc::new(certified_key(chain, key)?);
+        let identity = certified_key(chain, key)?;
+        // A certificate has one key, and this one is it.
+        let same = before.filter(|before| before.identity.cert == identity.cert);
+        let identity = match same {
+            Some(before) => Arc::clone(&before.identity),
+            None => Arc::new(identity),
+        };
         Self::assemble(own, identity, bundles, key_exchange)
     }
 
@@ -223,7 +241,7 @@ impl TlsGeneration {
     /// this one; see [`SvidVerifier::revocation_of`].
     #[must_use]
     pub fn revocation_of(&self, peer: &VerifiedPeer) -> Option<PeerRefusal> {
-        self.verifier.revocation_of(peer)
+        self.verifier.revocation_of(peer, UnixTime::now())
     }
 
     /// The revocation lists that peers are held against.
@@ -390,8 +408,46 @@ fn client_config(
 mod tests {
     use rcgen::KeyPair;
     use rustls_pki_types::PrivatePkcs8KeyDer;
+    use rustls_pki_types::pem::PemObject;
 
     use super::*;
+
+    #[test]
+    fn what_is_the_same_in_the_next_generation_is_in_memory_once() {
+        let hour = std::time::Duration::from_secs(3600);
+        let domain: TrustDomain = "example.org".parse().unwrap();
+        let ca = crate::issue::make_ca(&domain, hour).unwrap();
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let lists = |lifetime| {
+            let pem = crate::revoke::revocation_list(&ca, None, &[], None, lifetime).unwrap();
+            RevocationLists::from_file(pem.as_bytes()).unwrap()
+        };
+        let pem = crate::revoke::revocation_list(&ca, None, &[], None, hour).unwrap();
+        let same = || RevocationLists::from_file(pem.as_bytes()).unwrap();
+        let issued =
+            || crate::issue::issue(&ca, &"spiffe://example.org/a".parse().unwrap(), hour / 2);
+        let next = |before: Option<&TlsGeneration>, svid: &crate::issue::Issued, lists| {
+            let mut bundles = TrustBundles::new();
+            bundles.add(domain.clone(), &[der(&ca.cert_pem)]).unwrap();
+            let known = before.map(|before| before.verifier.bundles());
+            let bundles = bundles.with_lists_or_those_of(lists, known);
+            let key = PrivateKeyDer::from_pem_slice(svid.key_pem.as_bytes()).unwrap();
+            let chain = vec![der(&svid.chain_pem)];
+            TlsGeneration::next(before, chain, &key, bundles, KeyExchange::Auto).unwrap()
+        };
+        let (one, two) = (issued().unwrap(), issued().unwrap());
+        let first = next(None, &one, same());
+        let is_shared = |a: &TlsGeneration, b: &TlsGeneration| {
+            let lists = std::ptr::eq(a.revocation_lists(), b.revocation_lists());
+            (Arc::ptr_eq(&a.identity, &b.identity), lists)
+        };
+        assert_eq!(is_shared(&first, &next(Some(&first), &one, same())), (true, true));
+        assert_eq!(is_shared(&first, &next(Some(&first), &two, same())), (false, true));
+        assert_eq!(is_shared(&first, &next(Some(&first), &one, lists(hour * 2))), (true, false));
+        assert!(first.with_newer_lists(same()).is_none());
+        let newer = first.with_newer_lists(lists(hour * 2)).unwrap();
+        assert_eq!(is_shared(&first, &newer), (true, false));
+    }
 
     #[test]
     fn a_leaf_that_the_library_cannot_read_is_not_taken_for_a_fault_of_the_key() {

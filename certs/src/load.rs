@@ -399,22 +399,22 @@ pub(crate) fn build(
         let (path, expected) = (cert_path.clone(), expected.clone());
         return Err(LoadError::TrustDomain { path, found: own_domain, expected });
     }
-    let before = before.map(|generation| generation.verifier().bundles());
+    let known = before.map(|generation| generation.verifier().bundles());
     let mut faults = Vec::new();
-    let mut bundles = trust_bundles(files, snapshot, &own_domain, before, &mut faults)?;
-    match (revocation_lists(files, snapshot), before) {
-        (Ok(lists), _) => bundles = bundles.with_revocation_lists(lists),
-        (Err(fault), Some(before)) => {
-            bundles = bundles.with_the_lists_of(before);
+    let bundles = trust_bundles(files, snapshot, &own_domain, known, &mut faults)?;
+    let bundles = match (revocation_lists(files, snapshot), known) {
+        (Ok(lists), known) => bundles.with_lists_or_those_of(lists, known),
+        (Err(fault), Some(known)) => {
             faults.push(fault);
+            bundles.with_the_lists_of(known)
         }
         // What they would have revoked is not known.
         (Err(fault), None) => return Err(fault),
-    }
-    let generation = key
-        .der()
-        .map_err(|fault| GenerationError::UnusableKey(fault.to_string()))
-        .and_then(|key| TlsGeneration::new(chain.clone(), &key, bundles, files.key_exchange));
+    };
+    let generation =
+        key.der().map_err(|fault| GenerationError::UnusableKey(fault.to_string())).and_then(
+            |key| TlsGeneration::next(before, chain.clone(), &key, bundles, files.key_exchange),
+        );
     let generation = generation.map_err(|error| LoadError::building(cert_path, key_path, error))?;
     if let Err(refusal) = generation.verifier().verify(&chain, now) {
         let (file, reason) = (cert_path.display(), refusal.to_string());
@@ -470,14 +470,17 @@ fn whole(read: &Read) -> Result<&Content, LoadError> {
     read.as_ref().map_err(Clone::clone)
 }
 
-/// The last generation with newer revocation lists, where all is well with these and the rest
-/// can't be used: a fault of ours must not hold up a revocation.
+/// The last generation with newer revocation lists, where there are any and the rest can't be used:
+/// a fault of ours must not hold up a revocation.
+///
+/// # Errors
+/// What is wrong of these.
 pub(crate) fn with_newer_lists(
     files: &IdentityFiles,
     snapshot: &Snapshot,
     before: &TlsGeneration,
-) -> Option<TlsGeneration> {
-    before.with_newer_lists(revocation_lists(files, snapshot).ok()?)
+) -> Result<Option<TlsGeneration>, LoadError> {
+    Ok(before.with_newer_lists(revocation_lists(files, snapshot)?))
 }
 
 fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, LoadError> {

@@ -48,12 +48,12 @@ impl Received {
         key_exchange: KeyExchange,
         before: Option<&TlsGeneration>,
     ) -> Result<(TlsGeneration, Vec<LoadError>), LoadError> {
-        let bundles = before.map(|generation| generation.verifier().bundles());
         let (generation, faults) = self
-            .build(expected, key_exchange, bundles)
-            .or_else(|fault| {
-                let newer = before.and_then(|before| self.with_newer_lists(before));
-                newer.map(|generation| (generation, vec![fault.clone()])).ok_or(fault)
+            .build(expected, key_exchange, before)
+            .or_else(|fault| match self.with_newer_lists(before) {
+                Ok(Some(generation)) => Ok((generation, vec![fault])),
+                Ok(None) => Err(fault),
+                Err(of_lists) => Err(format!("{fault}; and {of_lists}")),
             })
             .map_err(LoadError::WorkloadApi)?;
         Ok((generation, faults.into_iter().map(LoadError::WorkloadApi).collect()))
@@ -61,16 +61,19 @@ impl Received {
 
     /// The last generation with the lists of this answer, where these are new and good and the
     /// rest can't be used. That such an answer has none is not taken for a word on that.
-    fn with_newer_lists(&self, before: &TlsGeneration) -> Option<TlsGeneration> {
-        let lists = self.revocation_lists().ok().filter(|lists| !lists.is_empty())?;
-        before.with_newer_lists(lists)
+    fn with_newer_lists(
+        &self,
+        before: Option<&TlsGeneration>,
+    ) -> Result<Option<TlsGeneration>, String> {
+        let Some(before) = before.filter(|_| !self.lists.is_empty()) else { return Ok(None) };
+        Ok(before.with_newer_lists(self.revocation_lists()?))
     }
 
     fn build(
         &self,
         expected: Option<&TrustDomain>,
         key_exchange: KeyExchange,
-        before: Option<&TrustBundles>,
+        before: Option<&TlsGeneration>,
     ) -> Result<(TlsGeneration, Vec<String>), String> {
         let chain = certificates("the X.509-SVID", &self.svid)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(&**self.key));
@@ -83,17 +86,18 @@ impl Received {
         if let Some(expected) = expected.filter(|domain| *domain != own.trust_domain()) {
             return Err(format!("the X.509-SVID is of {own}, but {expected} is configured"));
         }
+        let known = before.map(|generation| generation.verifier().bundles());
         let mut faults = Vec::new();
-        let bundles = self.bundles(own.trust_domain(), before, &mut faults)?;
-        let bundles = match (self.revocation_lists(), before) {
-            (Ok(lists), _) => bundles.with_revocation_lists(lists),
-            (Err(fault), Some(before)) => {
+        let bundles = self.bundles(own.trust_domain(), known, &mut faults)?;
+        let bundles = match (self.revocation_lists(), known) {
+            (Ok(lists), known) => bundles.with_lists_or_those_of(lists, known),
+            (Err(fault), Some(known)) => {
                 faults.push(fault);
-                bundles.with_the_lists_of(before)
+                bundles.with_the_lists_of(known)
             }
             (Err(fault), None) => return Err(fault),
         };
-        let generation = TlsGeneration::new(chain.clone(), &key, bundles, key_exchange)
+        let generation = TlsGeneration::next(before, chain.clone(), &key, bundles, key_exchange)
             .map_err(|error| format!("the X.509-SVID: {error}"))?;
         if let Err(refusal) = generation.verifier().verify(&chain, UnixTime::now()) {
             let reason = refusal.to_string();
@@ -333,7 +337,9 @@ mod tests {
                 (&[], Some(&before)),
                 (&[&new], None),
             ] {
-                assert!(next(lists, before).is_err());
+                let error = next(lists, before).unwrap_err().to_string();
+                let is_told = error.contains("the revocation lists: list 2");
+                assert_eq!(is_told, lists.len() == 2, "{error}");
             }
         }
     }

@@ -28,8 +28,8 @@ pub enum Outcome {
     /// lists that can't be used stay as they were, and where our own part can't be used, all but
     /// newer lists does. At least one fault.
     Partly(Arc<TlsGeneration>, Vec<LoadError>),
-    /// Something new and broken. The last good generation stays.
-    Failed(LoadError),
+    /// Something new and broken: at least one fault. The last good generation stays.
+    Failed(Vec<LoadError>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,14 +101,14 @@ impl Reloader {
                 }
                 Look::Restless => {
                     self.seen = Seen::Unread(LoadError::Changing);
-                    return Outcome::Failed(LoadError::Changing);
+                    return Outcome::Failed(vec![LoadError::Changing]);
                 }
             }
         }
         self.seen = seen;
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
-            Err(error) => return Outcome::Failed(error),
+            Err(error) => return Outcome::Failed(vec![error]),
         };
         if let Some((hash, generation, faults)) = &self.good
             && *hash == snapshot.hash
@@ -119,8 +119,9 @@ impl Reloader {
         let Built { generation, faults } = match build(&self.files, &snapshot, before, now) {
             Ok(built) => built,
             Err(error) => match self.with_newer_lists(&snapshot) {
-                Some(generation) => Built { generation, faults: vec![error] },
-                None => return Outcome::Failed(error),
+                Ok(Some(generation)) => Built { generation, faults: vec![error] },
+                Ok(None) => return Outcome::Failed(vec![error]),
+                Err(of_lists) => return Outcome::Failed(vec![error, of_lists]),
             },
         };
         let generation = Arc::new(generation);
@@ -128,7 +129,7 @@ impl Reloader {
         Outcome::loaded(generation, faults)
     }
 
-    fn with_newer_lists(&self, snapshot: &Snapshot) -> Option<TlsGeneration> {
-        with_newer_lists(&self.files, snapshot, self.current()?)
+    fn with_newer_lists(&self, snapshot: &Snapshot) -> Result<Option<TlsGeneration>, LoadError> {
+        self.current().map_or(Ok(None), |before| with_newer_lists(&self.files, snapshot, before))
     }
 }

@@ -85,6 +85,13 @@ impl VerifiedPeer {
         system_time(self.0.not_after)
     }
 
+    /// The same for all values that share one verification, and for no others that exist beside
+    /// them.
+    #[must_use]
+    pub fn shared(&self) -> *const () {
+        Arc::as_ptr(&self.0).cast()
+    }
+
     pub(crate) fn verified_at(&self) -> UnixTime {
         self.0.verified_at
     }
@@ -180,34 +187,39 @@ impl SvidVerifier {
     /// of this one.
     ///
     /// The revocation alone is judged: a chain that has expired since, an authority that has left
-    /// the bundle, or a list that is past its nextUpdate is no answer to this question, and the
-    /// path is the one that it was verified by. A list that isn't signed by the issuer revokes
-    /// nothing. Cheap unless a list has one of the chain's serial numbers.
+    /// the bundle, or a list that is past its nextUpdate is no answer to this question. The path is
+    /// one that stands at the time `now`, or else one by which it was verified. A list that isn't
+    /// signed by the issuer revokes nothing. Cheap unless a list has one of the chain's serial
+    /// numbers.
     #[must_use]
-    pub fn revocation_of(&self, peer: &VerifiedPeer) -> Option<PeerRefusal> {
+    pub fn revocation_of(&self, peer: &VerifiedPeer, now: UnixTime) -> Option<PeerRefusal> {
         let VerifiedPeer(peer) = peer;
-        self.revoked(&peer.chain, &peer.bundle, peer.verified_at).map(|entry| {
+        let times = [now, peer.verified_at];
+        self.revoked(&peer.chain, &peer.bundle, &times).map(|entry| {
             let leaf = LeafSummary::new(&peer.serial, Some(peer.id.as_str()));
             PeerRefusal::Revoked { leaf, entry }
         })
     }
 
     /// The entry of a list that revokes a certificate of the chain, by its path to the authorities
-    /// in `bundle` as it was valid at the time `at`.
+    /// in `bundle` at the first of these times at which there is one.
     fn revoked(
         &self,
         chain: &[CertificateDer<'_>],
         bundle: &Bundle,
-        at: UnixTime,
+        times: &[UnixTime],
     ) -> Option<RevokedEntry> {
         let lists = self.bundles.revocation_lists();
         if !lists.name_any_of(chain) {
             return None;
         }
-        match self.path_check(bundle, chain, at).run(lists, ExpirationPolicy::Ignore) {
-            Err(PathError::Revoked(entry)) => Some(entry),
-            Ok(_) | Err(PathError::Failed(_)) => None,
-        }
+        times.iter().find_map(|at| {
+            match self.path_check(bundle, chain, *at).run(lists, ExpirationPolicy::Ignore) {
+                Err(PathError::Revoked(entry)) => Some(Some(entry)),
+                Ok(_) => Some(None),
+                Err(PathError::Failed(_)) => None,
+            }
+        })?
     }
 
     fn path_check<'a>(
@@ -225,9 +237,9 @@ impl SvidVerifier {
         own: &Leaf,
         chain: &[CertificateDer<'_>],
     ) -> Option<RevokedEntry> {
-        let bundle = self.bundles.of(own.id.trust_domain())?;
-        // Its dates are judged elsewhere.
-        self.revoked(chain, bundle, within(own, UnixTime::now()))
+        // Its dates are judged elsewhere, and peers may have newer certificates of the authorities.
+        let bundle = self.bundles.of(own.id.trust_domain())?.without_dates();
+        self.revoked(chain, &bundle, &[within(own, UnixTime::now())])
     }
 
     /// The last second at which a path leads from a chain of our own to our authorities: that of

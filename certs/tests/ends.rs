@@ -15,10 +15,16 @@ use pillion_certs::expiry::Subject;
 use pillion_certs::generation::{GenerationError, KeyExchange, OwnState, TlsGeneration};
 use pillion_certs::issue::{CertificateAuthority, Forge, Issued};
 use pillion_certs::refusal::PeerRefusal;
+use pillion_certs::revocation::RevocationLists;
 use pillion_certs::verify::{SvidVerifier, TrustBundles};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 /// Seconds from now, on a whole second.
 fn at(seconds: u64) -> UnixTime {
@@ -32,6 +38,7 @@ fn now() -> u64 {
 /// A root and an intermediate, certified as often as it has ends, and a leaf of an hour.
 struct Made {
     root: CertificateDer<'static>,
+    authority: CertificateAuthority,
     leaf: Issued,
     intermediates: Vec<CertificateDer<'static>>,
     /// The second from which all ends are counted.
@@ -45,12 +52,17 @@ fn made(root_end: i64, intermediate_ends: &[i64]) -> Made {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        // By default it is the key's, and these have one key.
+        params.serial_number = Some(SerialNumber::from(1_000_000_u64.saturating_add_signed(end)));
         let from = i64::try_from(from).unwrap();
         params.not_after = OffsetDateTime::from_unix_timestamp(from + end).unwrap();
         params
     };
     let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let root = params("root", root_end).self_signed(&root_key).unwrap().der().clone();
+    let root = params("root", root_end).self_signed(&root_key).unwrap();
+    let authority =
+        CertificateAuthority { cert_pem: root.pem(), key_pem: root_key.serialize_pem().into() };
+    let root = root.der().clone();
     let issuer = Issuer::new(params("root", root_end), root_key);
     let intermediates: Vec<_> = intermediate_ends
         .iter()
@@ -63,7 +75,7 @@ fn made(root_end: i64, intermediate_ends: &[i64]) -> Made {
     let forge = Forge::new(&format!("spiffe://{DOMAIN}/a")).unwrap().valid(-60, 3600);
     let leaf = forge.sign(&issuing).unwrap();
     let intermediates = intermediates.iter().map(|c| c.der().clone()).collect();
-    Made { root, leaf, intermediates, from }
+    Made { root, authority, leaf, intermediates, from }
 }
 
 impl Made {
@@ -75,6 +87,35 @@ impl Made {
         let mut bundles = TrustBundles::new();
         bundles.add(DOMAIN.parse().unwrap(), std::slice::from_ref(&self.root)).unwrap();
         bundles
+    }
+
+    /// The same, and a list of the root's that names an intermediate.
+    fn revoking(&self, intermediate: usize) -> TrustBundles {
+        let (_, parsed) = X509Certificate::from_der(&self.intermediates[intermediate]).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "root");
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::from_pem(&self.authority.key_pem).unwrap();
+        let time = |seconds: u64| {
+            OffsetDateTime::from_unix_timestamp((self.from + seconds).try_into().unwrap()).unwrap()
+        };
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from_slice(parsed.raw_serial()),
+            revocation_time: time(0),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: time(0),
+            next_update: time(7200),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&Issuer::new(params, key)).unwrap().pem().unwrap();
+        let lists = RevocationLists::from_file(list.as_bytes()).unwrap();
+        self.bundles().with_revocation_lists(lists)
     }
 
     fn at(&self, seconds: i64) -> UnixTime {
@@ -180,7 +221,7 @@ fn where_our_bundle_has_no_path_our_own_chain_ends_with_the_leaf() {
 fn everything_that_ends_is_named() {
     let (ca, partner) = (authority(DOMAIN), authority("partner.example"));
     let list = pillion_certs::revoke::revocation_list(&partner, None, &[], None, HOUR).unwrap();
-    let lists = pillion_certs::revocation::RevocationLists::from_file(list.as_bytes()).unwrap();
+    let lists = RevocationLists::from_file(list.as_bytes()).unwrap();
     let trusted =
         bundles(&[(DOMAIN, &ca), ("partner.example", &partner)]).with_revocation_lists(lists);
     let generation = generation_with(&svid(&ca, &format!("spiffe://{DOMAIN}/a")), trusted);
@@ -205,4 +246,33 @@ fn a_chain_of_our_own_that_every_peer_would_refuse_for_its_size_is_refused() {
     let too_long = PeerRefusal::ChainTooLong { certificates: 5, bytes };
     assert_eq!(made(five.clone()), Err(GenerationError::OwnSvid(too_long)));
     assert_eq!(made(five[..4].to_vec()), Ok(()));
+}
+
+/// An open connection is judged by a path that stands now, where there is one.
+#[test]
+fn an_intermediate_that_is_revoked_ends_who_has_no_other_any_more() {
+    let made = made(7200, &[1200, 1800]);
+    let peer = SvidVerifier::new(made.bundles()).verify(&made.chain(), made.at(0)).unwrap();
+    let after = SvidVerifier::new(made.revoking(1));
+    for (seconds, opens, stays) in [
+        (600, true, true),
+        // The other intermediate has ended.
+        (1300, false, false),
+        // Both have: nothing opens, and what is open is no business of dates.
+        (1900, false, true),
+    ] {
+        let now = made.at(seconds);
+        assert_eq!(after.verify(&made.chain(), now).is_ok(), opens, "{seconds} s");
+        assert_eq!(after.revocation_of(&peer, now).is_none(), stays, "{seconds} s, open");
+    }
+}
+
+/// Peers may have a newer certificate of the authority, and they have its list.
+#[test]
+fn our_own_chain_is_found_revoked_below_an_authority_that_has_ended() {
+    for root_end in [-600, 7200] {
+        let made = made(root_end, &[1800]);
+        assert_eq!(made.generation(made.bundles()).own_state(at(0)), OwnState::Good);
+        assert_eq!(made.generation(made.revoking(0)).own_state(at(0)), OwnState::Revoked);
+    }
 }

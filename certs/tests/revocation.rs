@@ -211,7 +211,7 @@ fn a_verified_peer_is_found_revoked_whatever_else_has_changed() {
         assert_eq!(found.as_ref().map(PeerRefusal::label), revoked.then_some("revoked"), "{name}");
         assert_eq!(after.revocation_of(&good), None, "{name}");
     }
-    assert_eq!(before.revocation_of(&bad_peer), None, "no lists");
+    assert_eq!(before.revocation_of(&bad_peer, UnixTime::now()), None, "no lists");
 }
 
 #[test]

@@ -127,7 +127,7 @@ fn a_surplus_certificate_that_is_out_of_date_hides_no_revocation() {
             let what = format!("{days:?}: {refused:?}");
             let after = verifier(bundles(&[(DOMAIN, &ca)]), &pem);
             assert_eq!(label(&after, &peer), refused, "{what}");
-            let open = after.revocation_of(&verified);
+            let open = after.revocation_of(&verified, UnixTime::now());
             let revoked = refused.filter(|label| *label == "revoked");
             assert_eq!(open.as_ref().map(PeerRefusal::label), revoked, "{what}, open");
             let lists = RevocationLists::from_file(pem.as_bytes()).unwrap();
@@ -293,7 +293,10 @@ fn a_leaf_below_two_keys_of_one_name_is_found_revoked() {
     for pem in [telling.clone(), format!("{telling}{}", full(&old, None))] {
         let after = verifier(bundles(&[(DOMAIN, &old)]), &pem);
         assert_eq!(label(&after, &leaf), Some("revoked"));
-        assert_eq!(after.revocation_of(&peer).map(|refusal| refusal.label()), Some("revoked"));
+        assert_eq!(
+            after.revocation_of(&peer, UnixTime::now()).map(|refusal| refusal.label()),
+            Some("revoked")
+        );
     }
 }
 

@@ -135,7 +135,7 @@ pub fn check_lists(input: &[u8]) {
         }
         Some(other) => assert!(["crl_invalid", "crl_expired"].contains(&other), "{other}"),
     }
-    let later = verifier.revocation_of(&peer).map(|refusal| refusal.label());
+    let later = verifier.revocation_of(&peer, *NOW).map(|refusal| refusal.label());
     assert_eq!(later == Some("revoked"), label == Some("revoked"), "{later:?} and {label:?}");
     let _ = inspect(LEAF.as_bytes(), Some(CA.as_bytes()), Some(input), *NOW);
 }

@@ -96,6 +96,7 @@ fn start(config: Config, warnings: &[String]) -> Result<(), Failure> {
         published: Published::default(),
         open: AtomicUsize::new(0),
         first_open: Notify::new(),
+        new_policy: Notify::new(),
         loads: (0..config.workers).map(|_| AtomicUsize::new(0)).collect(),
         max_connections: max_connections(&config)?,
         may_busy_poll: AtomicBool::new(true),

@@ -77,7 +77,7 @@ impl Files {
         match polled {
             Ok(outcome) => outcome,
             Err(_) if again => Outcome::Unchanged,
-            Err(error) => Outcome::Failed(error),
+            Err(error) => Outcome::Failed(vec![error]),
         }
     }
 }
@@ -138,7 +138,7 @@ impl Agent {
             Err(error) if self.said.as_ref() == Some(&error) => Outcome::Unchanged,
             Err(error) => {
                 self.said = Some(error.clone());
-                Outcome::Failed(error)
+                Outcome::Failed(vec![error])
             }
         }
     }
@@ -248,8 +248,9 @@ mod tests {
     }
 
     fn failed(outcome: Outcome) -> String {
-        let Outcome::Failed(error) = outcome else { panic!("{outcome:?}") };
-        error.to_string()
+        let Outcome::Failed(faults) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        faults[0].to_string()
     }
 
     fn unchanged(outcome: &Outcome) {

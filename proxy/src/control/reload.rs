@@ -100,7 +100,7 @@ impl Reload {
             if let Some(generation) = self.shared.published.tls.load().as_ref() {
                 self.expiry.look(&self.shared.metrics, generation, UnixTime::now());
             }
-            unsettled |= self.load_policy();
+            unsettled |= self.load_policy(Instant::now());
             self.readiness.look();
             if unsettled {
                 tokio::time::sleep(STILL_FOR).await;
@@ -119,10 +119,12 @@ impl Reload {
         match self.certificates.poll(UnixTime::now()) {
             Outcome::Unchanged => {}
             Outcome::Unsettled => return true,
-            Outcome::Failed(e) => {
-                metrics.certificate_reload(e.label());
+            Outcome::Failed(faults) => {
                 let kept = self.shared.published.tls.load().is_some();
-                tracing::error!(error = %e, last_good_stays = kept, "certificates can't be used");
+                for e in faults {
+                    metrics.certificate_reload(e.label());
+                    tracing::error!(error = %e, last_good_stays = kept, "certificates can't be used");
+                }
             }
             Outcome::Loaded(generation) => self.publish(generation),
             Outcome::Partly(generation, faults) => {
@@ -158,7 +160,7 @@ impl Reload {
     }
 
     /// The same of the policy. Half of a file may be a good one, without the rules that deny.
-    fn load_policy(&mut self) -> bool {
+    fn load_policy(&mut self, now: Instant) -> bool {
         let shared = Arc::clone(&self.shared);
         let path = &shared.config.policy_file;
         let domain = self.own_domain();
@@ -168,14 +170,13 @@ impl Reload {
             && seen.hash == hash
             && seen.unread.as_ref() == text.as_ref().err()
             && seen.domain == domain
-            && (published || seen.said.elapsed() < REMIND_EVERY)
+            && (published || now.duration_since(seen.said) < REMIND_EVERY)
         {
             self.policy_stillness.rest();
             return false;
         }
         // At the start there is none that half of one could replace.
-        let look =
-            if published { self.policy_stillness.look(hash, Instant::now()) } else { Look::Still };
+        let look = if published { self.policy_stillness.look(hash, now) } else { Look::Still };
         let text = match look {
             Look::Still => text,
             Look::Again => return true,
@@ -189,8 +190,7 @@ impl Reload {
             }
         };
         let unread = text.as_ref().err().cloned();
-        let said = Instant::now();
-        self.policy_seen = Some(PolicySeen { hash, unread, domain: domain.clone(), said });
+        self.policy_seen = Some(PolicySeen { hash, unread, domain: domain.clone(), said: now });
         let name = path.display().to_string();
         let loaded = text.and_then(|text| compile(&name, &text, domain.as_ref()));
         match loaded {
@@ -211,6 +211,7 @@ impl Reload {
                 shared.metrics.policy_in_force(policy.hash());
                 tracing::info!(name = policy.name(), hash = policy.hash(), "policy in force");
                 shared.published.policy.store(Some(policy));
+                shared.new_policy.notify_one();
                 self.workers.rejudge();
             }
         }

@@ -21,7 +21,7 @@ use super::Workers;
 use super::readiness::Readiness;
 
 use nameservers::{Found, LOOK_UP_TIMEOUT, Nameservers};
-use questions::{Question, Questions};
+use questions::{MISS_LIMIT, Question, Questions};
 
 /// How often due names and the pod's own addresses are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -29,8 +29,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// socket, and a policy may have 10,000 names.
 const MOST_AT_A_TIME: usize = 100;
 
-// Who waits for a look-up hears how it ended.
-const _: () = assert!(LOOK_UP_TIMEOUT.as_millis() < RESOLVE_WAIT.as_millis());
+// Who waits for a look-up that is asked at once hears how it ended, and else which names are known.
+const _: () = assert!(LOOK_UP_TIMEOUT.as_millis() < MISS_LIMIT.as_millis());
+const _: () = assert!(MISS_LIMIT.as_millis() < RESOLVE_WAIT.as_millis());
 
 /// A look-up that has ended, or panicked.
 type Ended = Result<(Id, Result<Found, String>), JoinError>;
@@ -62,6 +63,14 @@ struct Change {
     any: bool,
     /// An address is new, or a name's first look-up has ended.
     rejudge: bool,
+}
+
+/// For ever, where there is no end.
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Resolver {
@@ -96,13 +105,17 @@ impl Resolver {
 
     /// Follows TTLs and answers workers for ever.
     pub async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
         let mut tick = tokio::time::interval(TICK);
         loop {
+            let limit = self.questions.next_limit();
             tokio::select! {
                 _ = tick.tick() => {
                     self.publish_local();
                     self.follow_policy();
                 }
+                () = shared.new_policy.notified() => self.follow_policy(),
+                () = until(limit) => self.questions.give_up(Instant::now()),
                 Some(ended) = self.looking.join_next_with_id() => {
                     self.ended(ended);
                     self.ask_due();
@@ -126,6 +139,33 @@ impl Resolver {
         }
         self.questions.follow(&hosts, Instant::now());
         self.ask_due();
+        self.note_late();
+    }
+
+    /// A name that waits for its turn is no longer taken for one that may have any address: what
+    /// the default denies would live on for as long as thousands of names have no answer.
+    fn note_late(&mut self) {
+        let late = self.questions.late(Instant::now());
+        let mut change = false;
+        for question in late {
+            let known = self.known_of(&question);
+            if *known == Known::Pending {
+                *known = Known::Unanswered;
+                change = true;
+            }
+        }
+        if change {
+            self.publish();
+            self.workers.rejudge();
+        }
+    }
+
+    fn known_of(&mut self, question: &Question) -> &mut Known {
+        let host = self.known.entry(Arc::clone(&question.host)).or_default();
+        match question.family {
+            RecordType::A => &mut host.a,
+            _ => &mut host.aaaa,
+        }
     }
 
     /// Asks as many of the questions that are due as there is room for: the rest has its turn when

@@ -160,6 +160,10 @@ fn judge_probe(
     request: &probe::Request,
 ) -> Result<(), CloseReason> {
     let policy = shared.published.policy.load_full().ok_or(CloseReason::NoPolicy)?;
+    if policy.inbound_mode(dst.0.port()) == Mode::Disable {
+        // Nothing there asks for TLS any more, so it is a request as any other.
+        return judge(shared, conn, dst);
+    }
     if !policy.probe(dst.0.port()).any(|listed| *listed == *request.path) {
         return Err(CloseReason::PlaintextRefused);
     }

@@ -1,7 +1,7 @@
 //! One open connection: what is known of it, and the handle that ends it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -158,10 +158,12 @@ impl Conn {
 
     /// Adds the names that an outbound connection's destination has now: the answer that takes one
     /// away ends it no more than those that are opened now.
-    pub fn add_names(&self, by_address: &HashMap<IpAddr, Vec<Arc<str>>>) {
+    pub fn add_names<'a>(&self, names_of: impl FnOnce(IpAddr) -> Option<&'a Vec<Arc<str>>>) {
+        if self.direction == Direction::Inbound {
+            return;
+        }
         let mut facts = self.facts.borrow_mut();
-        let now = facts.destination.and_then(|d| by_address.get(&d.0.ip()));
-        if let (Direction::Outbound, Some(now)) = (self.direction, now) {
+        if let Some(now) = facts.destination.and_then(|d| names_of(d.0.ip())) {
             let new: Vec<_> = now.iter().filter(|name| !facts.names.contains(name)).collect();
             let new = new.into_iter().cloned();
             facts.names.extend(new);
@@ -176,6 +178,11 @@ impl Conn {
     /// Records the verified identity of the other end.
     pub fn set_peer(&self, peer: VerifiedPeer) {
         self.facts.borrow_mut().peer = Some(peer);
+    }
+
+    /// The verification of the other end's certificate, if there was one.
+    pub fn peer(&self) -> Option<VerifiedPeer> {
+        self.facts.borrow().peer.clone()
     }
 
     /// What protects the connection, once that is known.

@@ -48,13 +48,15 @@ impl Facts<'_> {
             (Direction::Inbound, Stage::Opening) => {
                 policy.inbound_by_address(source, port).map(|d| d.rule)
             }
-            (Direction::Inbound, Stage::Probe(path)) => {
+            (Direction::Inbound, Stage::Probe(path))
+                if policy.inbound_mode(port) != Mode::Disable =>
+            {
                 if !policy.probe(port).any(|listed| *listed == **path) {
                     return Some(Arc::from(PROBES_RULE));
                 }
                 policy.inbound_by_address(source, port).map(|d| d.rule)
             }
-            (Direction::Inbound, Stage::Allowed) => {
+            (Direction::Inbound, Stage::Allowed | Stage::Probe(_)) => {
                 if let Some(rule) = self.mode_or_domain_denies(policy, port) {
                     return Some(rule);
                 }

@@ -79,7 +79,9 @@ pub struct Shared {
     pub open: AtomicUsize,
     /// Told when there is one again after there was none.
     pub first_open: Notify,
-    /// The same by worker.
+    /// Told when there is a new policy: its names are looked up.
+    pub new_policy: Notify,
+    /// The connections open now, by worker.
     pub loads: Vec<AtomicUsize>,
     /// The most that may be open.
     pub max_connections: usize,

@@ -1,7 +1,7 @@
 //! The connections of one worker.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::cell::{Cell, LazyCell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -95,10 +95,11 @@ impl Registry {
     pub fn rejudge(&self) {
         let Some(policy) = self.shared.published.policy.load_full() else { return };
         let hosts = self.shared.published.hosts.load();
-        let names = hosts.by_address();
+        // Few have an open connection out to ask for.
+        let names = LazyCell::new(|| hosts.by_address());
         for conn in self.snapshot() {
             match conn.denied_by(&policy, &hosts) {
-                None => conn.add_names(&names),
+                None => conn.add_names(|ip| names.get(&ip)),
                 Some(rule) if conn.stop(CloseReason::PolicyChanged) => {
                     self.shared.metrics.terminated(&rule);
                     conn.set_detail(format!("the policy denies it now: {rule}"));
@@ -115,8 +116,13 @@ impl Registry {
         if generation.revocation_lists().is_empty() {
             return;
         }
+        // The connections of a peer share its verification; to judge it takes milliseconds where
+        // the lists are long, and nothing else runs meanwhile.
+        let mut judged = HashMap::new();
         for conn in self.snapshot() {
-            if let Some(refusal) = conn.revoked_by(&generation)
+            let Some(peer) = conn.peer() else { continue };
+            let verdict = judged.entry(peer.shared());
+            if let Some(refusal) = verdict.or_insert_with(|| generation.revocation_of(&peer))
                 && conn.stop(CloseReason::Revoked)
             {
                 conn.set_detail(refusal.to_string());

@@ -31,6 +31,7 @@ pub(crate) fn resolving(env: &[(&str, &str)]) -> (Arc<Shared>, mpsc::Receiver<Re
         published: Published::default(),
         open: AtomicUsize::new(0),
         first_open: Notify::new(),
+        new_policy: Notify::new(),
         loads: vec![AtomicUsize::new(0), AtomicUsize::new(0)],
         max_connections: 1,
         may_busy_poll: AtomicBool::new(false),

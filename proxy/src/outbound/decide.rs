@@ -8,7 +8,7 @@ use pillion_policy::{
     OutboundDecision, Policy,
 };
 
-use crate::live::{Conn, Shared};
+use crate::live::{Conn, HostAddresses, Shared};
 use crate::net::OriginalDst;
 use crate::telemetry::CloseReason;
 
@@ -33,30 +33,34 @@ pub(super) async fn decide(
         let names = {
             let hosts = shared.published.hosts.load();
             let decision = policy.outbound(dst.0.ip(), dst.0.port(), &**hosts);
-            other_names(&policy, &decision, dst, &**hosts)
+            let names = other_names(&policy, &decision, dst, &**hosts);
+            if names.is_empty() {
+                // By the addresses that no other name mattered by.
+                return settle(shared, conn, dst, (&policy, &hosts), &[]);
+            }
+            names
         };
-        let unanswered =
-            if names.is_empty() { Vec::new() } else { shared.look_up(names, dst.0.ip()).await };
+        let unanswered = shared.look_up(names, dst.0.ip()).await;
         let newest = shared.published.policy.load();
         if newest.as_ref().is_some_and(|newest| Arc::ptr_eq(newest, &policy)) {
-            return settle(shared, conn, dst, &policy, &unanswered);
+            let hosts = shared.published.hosts.load();
+            return settle(shared, conn, dst, (&policy, &hosts), &unanswered);
         }
     }
     conn.set_detail("the policy was replaced each time that its names had been looked up");
     Err(CloseReason::NameUnresolved)
 }
 
-/// Judges by what is known now, and records the verdict. Nothing is awaited in between: who changes
-/// the policy or the addresses after this finds the verdict on the connection.
+/// Judges by what was just published, and records the verdict. Nothing is awaited in between: who
+/// changes the policy or the addresses has all connections judged again after this.
 fn settle(
     shared: &Shared,
     conn: &Conn,
     dst: OriginalDst,
-    policy: &Policy,
+    (policy, hosts): (&Policy, &HostAddresses),
     unanswered: &[Arc<str>],
 ) -> Result<OutboundDecision, CloseReason> {
-    let hosts = shared.published.hosts.load();
-    let decision = policy.outbound(dst.0.ip(), dst.0.port(), &**hosts);
+    let decision = policy.outbound(dst.0.ip(), dst.0.port(), hosts);
     if let Some(name) = undecided(policy, &decision, dst, unanswered) {
         conn.set_detail(format!("{name} can't be resolved now, and may be what {dst} is"));
         return Err(CloseReason::NameUnresolved);

@@ -182,7 +182,8 @@ async fn a_changed_policy_says_fin_and_then_resets_who_does_not_answer() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
         let after = fin.elapsed();
-        assert!((GOODBYE * 9 / 10..GOODBYE * 5).contains(&after), "{after:?}");
+        // What is measured begins later than the goodbye does, on a busy machine by some time.
+        assert!((GOODBYE / 2..GOODBYE * 5).contains(&after), "{after:?}");
         assert!(matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset));
     })
     .await;

@@ -15,6 +15,7 @@ struct Following {
     directory: TempDir,
     reload: Reload,
     told: mpsc::UnboundedReceiver<Command>,
+    now: Instant,
 }
 
 impl Following {
@@ -26,7 +27,7 @@ impl Following {
         let (tell, told) = mpsc::unbounded_channel();
         let readiness = Readiness::new(Arc::clone(&shared));
         let reload = Reload::new(shared, Workers(vec![tell]), readiness);
-        Self { directory, reload, told }
+        Self { directory, reload, told, now: Instant::now() }
     }
 
     fn write(&self, text: &str) {
@@ -35,16 +36,15 @@ impl Following {
 
     /// Whether something is there that may not be whole yet.
     fn looks(&mut self) -> bool {
-        self.reload.load_policy()
+        self.reload.load_policy(self.now)
     }
 
     /// Looks until it has stood still.
     fn settles(&mut self) {
         for _ in 0..2 {
             assert!(self.looks(), "it may not be whole yet");
-            std::thread::park_timeout(STILL_FOR / 2);
+            self.now += STILL_FOR / 2;
         }
-        std::thread::park_timeout(STILL_FOR);
         assert!(!self.looks());
     }
 
@@ -81,7 +81,7 @@ fn what_is_being_written_is_waited_for() {
     // Good as it is, and without what is written behind it.
     following.write(&named("half"));
     assert!(following.looks());
-    std::thread::park_timeout(STILL_FOR / 2);
+    following.now += STILL_FOR;
     following.write(&named("whole"));
     following.settles();
     assert_eq!((following.in_force().as_deref(), following.judged()), (Some("whole"), 1));
@@ -136,7 +136,7 @@ fn what_could_not_be_read_for_a_moment_is_read_again_though_it_is_the_same() {
         hash,
         unread: Some("too many open files".to_owned()),
         domain: following.reload.own_domain(),
-        said: Instant::now(),
+        said: following.now,
     });
     following.settles();
     assert_eq!(following.in_force().as_deref(), Some("second"));
@@ -151,11 +151,10 @@ fn at_the_start_a_bad_policy_is_told_once_in_half_a_minute() {
     let first = said(&following);
     assert!(!following.looks());
     assert_eq!(said(&following), first, "it was just told");
-    let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
-    following.reload.policy_seen.as_mut().unwrap().said = ago(29);
+    following.now += REMIND_EVERY - Duration::from_millis(1);
     assert!(!following.looks());
-    assert!(said(&following) < first);
-    following.reload.policy_seen.as_mut().unwrap().said = ago(30);
+    assert_eq!(said(&following), first, "it is too early");
+    following.now += Duration::from_millis(1);
     assert!(!following.looks());
     assert!(said(&following) > first, "told again");
     assert_eq!(following.in_force(), None);

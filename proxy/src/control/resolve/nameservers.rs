@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::NetError;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::RData;
 
 use super::questions::Question;
@@ -43,6 +44,16 @@ impl Found {
     /// That there are none is an answer too.
     fn none() -> Self {
         Self { addresses: HashSet::new(), ttl: TTL_FLOOR }
+    }
+}
+
+/// Whether an error is an answer: no such name, or no record of this kind.
+fn says_that_there_is_none(error: &NetError) -> bool {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => {
+            matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+        }
+        _ => false,
     }
 }
 
@@ -104,7 +115,7 @@ impl Nameservers {
                 // One that is there for other names says so of ours, too: that would take the
                 // addresses away because the one that knows them is silent.
                 Err(e) if e.is_nx_domain() && first_without < number => {}
-                Err(e) if e.is_no_records_found() => return Ok(Found::none()),
+                Err(e) if says_that_there_is_none(&e) => return Ok(Found::none()),
                 Err(e) => {
                     first_without = first_without.min(number);
                     why = e.to_string();

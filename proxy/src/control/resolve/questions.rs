@@ -13,6 +13,12 @@ use crate::live::ResolveRequest;
 const RETRY: Duration = Duration::from_secs(5);
 /// On a miss, a name is asked for at most this often.
 const MISS_FLOOR: Duration = Duration::from_secs(1);
+/// A request is answered after this at the latest: a question that waits for its turn says no more
+/// than one that is not answered.
+pub(super) const MISS_LIMIT: Duration = Duration::from_millis(2200);
+/// For so long a name of which nothing was heard yet may be any address's: that of a policy of
+/// thousands has its turn much later when no nameserver answers.
+const FIRST_LIMIT: Duration = Duration::from_millis(1500);
 
 /// A and AAAA are two questions: an answer to one says nothing of the other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +44,10 @@ struct State {
     good: Option<Instant>,
     /// Whether the last time there was no answer.
     failed: bool,
+    /// Since when it is one of the policy's.
+    since: Option<Instant>,
+    /// Whether it was told that nothing has been heard of it.
+    late: bool,
 }
 
 impl State {
@@ -45,9 +55,17 @@ impl State {
         !self.asking && !is_ahead(self.due, now)
     }
 
-    /// Whether nobody can say what addresses there are now.
+    /// Whether nobody can say what addresses there are now, as far as the last look-up goes.
     fn is_unanswered(&self, now: Instant) -> bool {
         self.failed && !is_ahead(self.good, now)
+    }
+
+    /// Whether it has waited for its first look-up for too long. That is told once.
+    fn is_late(&mut self, now: Instant) -> bool {
+        let unheard = self.good.is_none() && !self.failed && !self.late;
+        let late = unheard && self.since.is_some_and(|since| now >= since + FIRST_LIMIT);
+        self.late |= late;
+        late
     }
 }
 
@@ -60,6 +78,7 @@ fn is_ahead(time: Option<Instant>, now: Instant) -> bool {
 struct Waiting {
     left: HashSet<Question>,
     unanswered: Vec<Arc<str>>,
+    until: Instant,
     done: oneshot::Sender<Vec<Arc<str>>>,
 }
 
@@ -80,6 +99,7 @@ impl Waiting {
 pub(super) struct Questions {
     states: HashMap<Question, State>,
     queue: VecDeque<Question>,
+    /// Those that have come first are first.
     waiting: Vec<Waiting>,
 }
 
@@ -94,12 +114,23 @@ impl Questions {
             for family in [RecordType::A, RecordType::AAAA] {
                 let question = Question { host: Arc::clone(host), family };
                 let state = self.states.entry(question.clone()).or_default();
+                state.since.get_or_insert(now);
                 if state.is_due(now) && !state.queued {
                     state.queued = true;
                     self.queue.push_back(question);
                 }
             }
         }
+    }
+
+    /// Those of which nothing was heard for [`FIRST_LIMIT`], each once. They are asked all the same
+    /// when they have their turn.
+    pub(super) fn late(&mut self, now: Instant) -> Vec<Question> {
+        let late = self
+            .states
+            .iter_mut()
+            .filter_map(|(question, state)| state.is_late(now).then(|| question.clone()));
+        late.collect()
     }
 
     /// The next of those that are due, which is to be asked now.
@@ -122,7 +153,8 @@ impl Questions {
         let ResolveRequest { names, ipv6, done } = request;
         let family = if ipv6 { RecordType::AAAA } else { RecordType::A };
         let mut ask = Vec::new();
-        let mut waiting = Waiting { left: HashSet::new(), unanswered: Vec::new(), done };
+        let until = now + MISS_LIMIT;
+        let mut waiting = Waiting { left: HashSet::new(), unanswered: Vec::new(), until, done };
         for host in names.iter() {
             let question = Question { host: Arc::clone(host), family };
             let state = self.states.entry(question.clone()).or_default();
@@ -157,6 +189,26 @@ impl Questions {
         let missed = Some(now + MISS_FLOOR);
         *state = State { asking: false, due, missed, good, failed: ttl.is_none(), ..*state };
         Some(failed_before)
+    }
+
+    /// When the first request has waited for long enough.
+    pub(super) fn next_limit(&self) -> Option<Instant> {
+        self.waiting.first().map(|waiting| waiting.until)
+    }
+
+    /// Answers the requests that have waited for [`MISS_LIMIT`]. Of what was not answered meanwhile
+    /// the last answer holds for its time.
+    pub(super) fn give_up(&mut self, now: Instant) {
+        let Self { states, waiting, .. } = self;
+        let holds = |question: &Question| {
+            states.get(question).is_some_and(|state| is_ahead(state.good, now))
+        };
+        let over = waiting.partition_point(|one| one.until <= now);
+        for mut one in waiting.drain(..over) {
+            let left = one.left.drain().filter(|question| !holds(question));
+            one.unanswered.extend(left.map(|question| question.host));
+            one.tell();
+        }
     }
 
     /// Answers the requests that waited for these questions and for no other. To be called when

@@ -122,6 +122,11 @@ fn each_stage_is_judged_by_what_it_asks() {
         })
     };
     let [strict, permissive, listed, mtls, partner, closed] = &*policies() else { panic!("six") };
+    let plain = &policy(
+        "",
+        "mtls: disable, defaultAction: deny, probes: [{port: 80, path: /ready}]",
+        "defaultAction: passthrough",
+    );
     for (item, policy, rule) in [
         (item("inbound", "exempt", None, None), closed, None),
         (item("inbound", "opening", None, None), strict, None),
@@ -134,6 +139,9 @@ fn each_stage_is_judged_by_what_it_asks() {
         (item("inbound", "allowed", Some("mtls"), Some(CART)), closed, Some("default")),
         (item("inbound", "probe", Some("plaintext"), None), listed, None),
         (item("inbound", "probe", Some("plaintext"), None), strict, Some("probes")),
+        // Nothing there asks for TLS any more, so it is a request as any other.
+        (item("inbound", "probe", Some("plaintext"), None), mtls, None),
+        (item("inbound", "probe", Some("plaintext"), None), plain, Some("default")),
         (item("outbound", "opening", None, None), strict, None),
         (item("outbound", "opening", None, None), listed, Some("d")),
         (item("outbound", "opening", None, None), mtls, None),

@@ -111,6 +111,7 @@ async fn one_that_has_no_answer_is_passed_over() {
         ("it fails", vec![no(ResponseCode::ServFail), here()], address_of(IP)),
         ("it refuses", vec![no(ResponseCode::Refused), here()], address_of(IP)),
         ("it can't", vec![no(ResponseCode::NotImp), here()], address_of(IP)),
+        ("it says what nobody asked", vec![no(ResponseCode::YXRRSet), here()], address_of(IP)),
         ("the name is there", vec![None, Some(Answer::records(60, &[]))], Ok(Vec::new())),
         // No more are asked than by the C library.
         (
@@ -148,17 +149,17 @@ async fn no_such_name_is_no_answer_from_one_that_was_asked_instead_of_another() 
 
 #[tokio::test]
 async fn the_first_is_asked_again_when_all_were() {
-    let answers = Answers::default();
-    let (heard, mut hears) = mpsc::unbounded_channel();
-    let first = nameserver(&answers, heard).await;
     let fails = Answers::default();
     fails.lock().await.insert("orders.test", Answer::code(ResponseCode::ServFail));
-    let servers = [first, unheard(&fails).await];
+    let first = Answers::default();
+    first.lock().await.extend(fails.lock().await.clone());
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let servers = [unheard(&first).await, nameserver(&fails, heard).await];
     let nameservers = Nameservers::new(&servers, ResolverOpts::default()).unwrap();
     let mends = async {
+        // The second is asked when the first has failed; "no such name" is the first's own word.
         hears.recv().await.unwrap();
-        // What was lost on the way is not lost the second time, and "no such name" is its own word.
-        answers.lock().await.insert("orders.test", Answer::code(ResponseCode::NXDomain));
+        first.lock().await.insert("orders.test", Answer::code(ResponseCode::NXDomain));
     };
     let question = question();
     let (found, ()) = tokio::join!(nameservers.look_up(&question), mends);

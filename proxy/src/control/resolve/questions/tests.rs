@@ -193,3 +193,49 @@ fn a_name_that_leaves_the_policy_is_forgotten_and_nobody_waits_for_it() {
     questions.tell(&[question("orders.test")], now);
     assert_eq!(told.try_recv(), Ok(names(&["orders.test"])), "nothing is known of it");
 }
+
+#[test]
+fn a_request_is_answered_in_time_by_what_is_known() {
+    let start = Instant::now();
+    let mut questions = answered(&["holds.test", "over.test", "none.test"], 10 * SECOND, start);
+    questions.note(&question("over.test"), Some(3 * SECOND), start).unwrap();
+    let now = start + 2 * SECOND;
+    let (first, mut told) = request(&["holds.test", "over.test", "none.test", "new.test"]);
+    assert_eq!(questions.wait_for(first, now).len(), 4);
+    let (second, mut later) = request(&["new.test"]);
+    assert_eq!(questions.wait_for(second, now + SECOND), []);
+    end(&mut questions, "none.test", Some(10 * SECOND), now);
+    assert_eq!(questions.next_limit(), Some(now + MISS_LIMIT));
+    questions.give_up(now + MISS_LIMIT - Duration::from_millis(1));
+    assert_eq!(told.try_recv(), Err(TryRecvError::Empty));
+    questions.give_up(now + MISS_LIMIT);
+    let mut unanswered = told.try_recv().unwrap();
+    unanswered.sort();
+    assert_eq!(unanswered, names(&["new.test", "over.test"]));
+    // Who has come later waits on, and hears of the answer.
+    assert_eq!(later.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(questions.next_limit(), Some(now + SECOND + MISS_LIMIT));
+    end(&mut questions, "new.test", Some(10 * SECOND), now + MISS_LIMIT);
+    assert_eq!(later.try_recv(), Ok(Vec::new()));
+    assert_eq!(questions.next_limit(), None);
+}
+
+#[test]
+fn a_name_of_which_nothing_is_heard_is_late_once_and_asked_all_the_same() {
+    let start = Instant::now();
+    let hosts: HashSet<_> = names(&["orders.test"]).into_iter().collect();
+    let mut questions = Questions::default();
+    questions.follow(&hosts, start);
+    let other = Question { family: RecordType::AAAA, ..question("orders.test") };
+    assert!(questions.next_due(start).is_some() && questions.next_due(start).is_some());
+    questions.note(&other, Some(SECOND), start).unwrap();
+    assert_eq!(questions.late(start + FIRST_LIMIT - Duration::from_millis(1)), []);
+    assert_eq!(questions.late(start + FIRST_LIMIT), [question("orders.test")]);
+    assert_eq!(questions.late(start + 10 * FIRST_LIMIT), [], "once");
+    assert_eq!(questions.note(&question("orders.test"), Some(SECOND), start), Some(false));
+    // What has no answer is told as that.
+    let mut questions = Questions::default();
+    assert_eq!(due(&mut questions, &hosts, start).len(), 2);
+    end(&mut questions, "orders.test", None, start);
+    assert_eq!(questions.late(start + FIRST_LIMIT), [other]);
+}
