@@ -1,6 +1,7 @@
 //! The meaning of a policy file, sentence by sentence.
 
 mod destinations;
+mod places;
 mod rejects;
 mod told;
 mod verdicts;
