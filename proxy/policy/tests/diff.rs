@@ -18,7 +18,7 @@ use common::{Loaded, OWN, for_each_seed, loaded, pairs, random};
 use fastrand::Rng;
 use pillion_certs::spiffe::TrustDomain;
 use pillion_policy::diff::{
-    Change, Diff, Effect, Identities, MOST_CLASSES, Outcome, What, Who, diff,
+    Change, Diff, Effect, Identities, MOST_CLASSES, Outcome, TooLarge, What, Who, diff,
 };
 use pillion_policy::load;
 
@@ -376,4 +376,33 @@ fn what_changes_is_told_in_words() {
         let by_name = change.to_string().starts_with("changes");
         assert_eq!((change.is_by_name_only(), change.is_detail()), (by_name, by_name), "{change}");
     }
+}
+
+/// A line for each of many identities, each with the addresses of another rule: few judgements, and
+/// many networks.
+#[test]
+fn the_networks_of_the_lines_have_an_end_too() {
+    let file = |networks: u32, identities: u32, named: &str| {
+        let of = |n: u32| format!("{}.{}.0/24", n / 128, n % 128 * 2);
+        let networks: Vec<_> = (0..networks).map(|n| format!("10.{}", of(n))).collect();
+        let rule = |n| {
+            format!("  - {{name: r{n}-{named}, action: allow, from: [{{identities: [a/s{n}]}}]}}\n")
+        };
+        let rules: String = (0..identities).map(rule).collect();
+        let text = format!(
+            "apiVersion: pillion/v1alpha1\nkind: SidecarPolicy\nmetadata: {{name: t}}\n\
+             inbound:\n  mtls: strict\n  defaultAction: deny\n  rules:\n\
+             \x20 - {{name: net, action: deny, from: [{{ipBlocks: [{}]}}]}}\n{rules}\
+             outbound: {{defaultAction: passthrough}}\n",
+            networks.join(", ")
+        );
+        load("t", &text, Some(&own())).unwrap_or_else(|e| panic!("{e}")).policy
+    };
+    let changes = |networks, identities| {
+        let (old, new) = (file(networks, identities, "old"), file(networks, identities, "new"));
+        diff(&old, &new, MOST_CLASSES).map(|found| found.changes.len())
+    };
+    assert_eq!(changes(5_000, 20), Ok(20));
+    assert_eq!(changes(5, 400), Ok(400));
+    assert_eq!(changes(5_000, 400), Err(TooLarge { limit: MOST_CLASSES }));
 }
