@@ -216,6 +216,11 @@ impl<'t> Sink<'t> {
         self.add(kind, pos, message);
     }
 
+    /// How many warnings [`Sink::finish`] leaves out.
+    pub(super) fn warnings_left_out(&self) -> usize {
+        self.warnings.saturating_sub(MAX_SHOWN)
+    }
+
     /// The warnings of a good file, or every error of a bad one.
     pub(super) fn finish(self) -> Result<Vec<Diagnostic>, Diagnostics> {
         if self.errors > 0 { Err(self.fail()) } else { Ok(self.render(Severity::Warning)) }
@@ -261,6 +266,14 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
         rest = Some(if crlf { after.get(1..).unwrap_or_default() } else { after });
         Some(line)
     })
+}
+
+/// The place behind the first `length` bytes of a text.
+pub(super) fn end_of(text: &str, length: usize) -> Pos {
+    let before = text.get(..length).unwrap_or_default();
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let last = lines(before).last().unwrap_or_default();
+    Pos { line: number(lines(before).count()), col: number(last.chars().count() + 1) }
 }
 
 /// The part of `line` around column `col` (from 1), and the caret's place in it.

@@ -150,8 +150,24 @@ impl OutboundAction {
 pub struct Compiled {
     /// The policy.
     pub policy: Policy,
-    /// In the order of the file; `check --strict` takes them for errors.
+    /// In the order of the file; `check --strict` takes them for errors. At most 100.
     pub warnings: Vec<Diagnostic>,
+    /// How many there are beyond those.
+    pub warnings_left_out: usize,
+}
+
+/// The text of a policy file.
+///
+/// # Errors
+/// Where it stops being UTF-8.
+pub fn text(file_name: &str, bytes: Vec<u8>) -> Result<String, Diagnostics> {
+    String::from_utf8(bytes).map_err(|error| {
+        let (text, end) = (String::from_utf8_lossy(error.as_bytes()), error.utf8_error());
+        let mut sink = diagnostic::Sink::new(file_name, &text);
+        let message = "this is not UTF-8, as a policy file is; save it as UTF-8";
+        sink.only(Kind::YamlSyntax, diagnostic::end_of(&text, end.valid_up_to()), message);
+        sink.fail()
+    })
 }
 
 /// Reads, checks and compiles a policy file.
@@ -173,6 +189,7 @@ pub fn load(
     let Some(mut file) = parse::file(text, own, &mut sink) else { return Err(sink.fail()) };
     let policy = compile::compile(&mut file, text, own);
     lint::check(&file, &policy, lint::MOST_STEPS, &mut sink);
+    let warnings_left_out = sink.warnings_left_out();
     let warnings = sink.finish()?;
-    Ok(Compiled { policy, warnings })
+    Ok(Compiled { policy, warnings, warnings_left_out })
 }

@@ -214,10 +214,10 @@ fn read(path: &Path, err: &mut dyn Write) -> io::Result<Option<String>> {
             writeln!(err, "{}: can't be read: {error}", path.display())?;
             Ok(None)
         }
-        Ok(_) => match String::from_utf8(text) {
+        Ok(_) => match pillion_policy::text(&path.display().to_string(), text) {
             Ok(text) => Ok(Some(text)),
-            Err(_) => {
-                writeln!(err, "{}: is not UTF-8 text; save it as UTF-8", path.display())?;
+            Err(error) => {
+                writeln!(err, "{error}")?;
                 Ok(None)
             }
         },
@@ -231,7 +231,7 @@ fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Resu
     let good = matches!(&loaded, Ok(c) if !args.strict || c.warnings.is_empty());
     if args.output == Output::Json {
         let (found, left_out) = match &loaded {
-            Ok(compiled) => (compiled.warnings.as_slice(), 0),
+            Ok(compiled) => (compiled.warnings.as_slice(), compiled.warnings_left_out),
             Err(errors) => (errors.as_slice(), errors.left_out()),
         };
         let found: Vec<_> = found.iter().map(json_of).collect();
@@ -240,9 +240,12 @@ fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Resu
     } else {
         match &loaded {
             Err(errors) => writeln!(err, "{errors}")?,
-            Ok(Compiled { policy, warnings }) => {
+            Ok(Compiled { policy, warnings, warnings_left_out }) => {
                 for warning in warnings {
                     writeln!(err, "{warning}")?;
+                }
+                if *warnings_left_out > 0 {
+                    writeln!(err, "and {warnings_left_out} more warnings")?;
                 }
                 if good {
                     let (rules, destinations) = (policy.rules(), policy.destinations());

@@ -207,6 +207,9 @@ impl Reload {
                 for warning in &compiled.warnings {
                     tracing::warn!("{warning}");
                 }
+                if compiled.warnings_left_out > 0 {
+                    tracing::warn!("{} more warnings of the policy", compiled.warnings_left_out);
+                }
                 let policy = Arc::new(compiled.policy);
                 shared.metrics.policy_in_force(policy.hash());
                 tracing::info!(name = policy.name(), hash = policy.hash(), "policy in force");
@@ -262,14 +265,15 @@ fn read_text(path: &Path) -> Result<String, String> {
         return Err(at(&"not a regular file"));
     }
     if metadata.len() > pillion_policy::MAX_FILE_BYTES as u64 {
-        return Err(at(&format!(
-            "{} bytes; the most is {}",
+        return Err(format!(
+            "{}:1:1: error: the file has {} bytes; the most is {}",
+            path.display(),
             metadata.len(),
             pillion_policy::MAX_FILE_BYTES
-        )));
+        ));
     }
     let bytes = std::fs::read(path).map_err(opened)?;
-    String::from_utf8(bytes).map_err(|e| at(&format!("not UTF-8: {e}")))
+    pillion_policy::text(&path.display().to_string(), bytes).map_err(|e| e.to_string())
 }
 
 /// A file that the compiler can't bear must not take a running pod down.

@@ -111,3 +111,28 @@ fn of_two_equal_rules_the_useless_one_is_named() {
         assert_eq!(is_first, useless_is_first, "{first} {second}: {message}");
     }
 }
+
+#[test]
+fn a_file_in_another_encoding_is_told_where_it_stops_being_text() {
+    let place = |bytes: &[u8]| {
+        let errors = crate::text("t.yaml", bytes.to_vec()).unwrap_err();
+        let [error] = errors.as_slice() else { panic!("{errors}") };
+        (error.kind, error.line, error.column)
+    };
+    assert_eq!(place(b"\xff"), (Kind::YamlSyntax, 1, 1));
+    assert_eq!(place(b"a: \xc3\xa9\r\nb: ok \xe9t\xe9\n"), (Kind::YamlSyntax, 2, 7));
+    assert_eq!(place(b"a: \xc3\xa9\xe9\n"), (Kind::YamlSyntax, 1, 5));
+    assert_eq!(crate::text("t.yaml", b"a: \xc3\xa9".to_vec()).as_deref(), Ok("a: \u{e9}"));
+}
+
+#[test]
+fn warnings_beyond_a_hundred_are_counted() {
+    let rule = |n: usize| {
+        format!("{{name: r{n}, action: allow, ports: [{n}], from: [{{ipBlocks: [0.0.0.0/0]}}]}}")
+    };
+    for (count, left_out) in [(100, 0), (101, 1), (250, 150)] {
+        let text = rules(&(1..=count).map(rule).collect::<Vec<_>>().join(", "));
+        let compiled = good(&text);
+        assert_eq!((compiled.warnings.len(), compiled.warnings_left_out), (100, left_out));
+    }
+}
