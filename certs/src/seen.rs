@@ -98,6 +98,8 @@ mod tests {
         let other = verifier.verify(&[der(&svid.chain_pem)], UnixTime::now()).unwrap();
         assert_ne!(other, peer);
         assert_eq!(table.insert(last, other.clone()), other);
-        assert_eq!(table.get(&last), Some(other));
+        assert_eq!(table.get(&last), Some(other.clone()));
+        assert_eq!(table.get(&last).map(|it| it.shared()), Some(other.shared()));
+        assert_ne!(other.shared(), peer.shared());
     }
 }

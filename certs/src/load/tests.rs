@@ -90,6 +90,24 @@ fn every_label_is_raised() {
 }
 
 #[test]
+fn what_is_trusted_or_obeyed_is_not_passed_over_where_certificates_belong() {
+    let made = Made::new();
+    let with = |name: &str, good: &str, label: &str| {
+        let section = format!("-----BEGIN {label}-----\nMAA=\n-----END {label}-----\n");
+        made.write(name, format!("{good}{section}").as_bytes());
+        let refused = load(&made.files(), UnixTime::now()).err().map(|error| error.label());
+        made.write(name, good.as_bytes());
+        refused
+    };
+    for (name, good) in [("ca.crt", &made.ca.cert_pem), ("tls.crt", &made.svid.chain_pem)] {
+        for label in ["X509 CRL", "CRL", "TRUSTED CERTIFICATE", "X509 CERTIFICATE"] {
+            assert_eq!(with(name, good, label), Some("bad_pem"), "{label} in {name}");
+        }
+        assert_eq!(with(name, good, "DH PARAMETERS"), None, "{name}");
+    }
+}
+
+#[test]
 fn a_file_may_have_a_mebibyte_and_no_more() {
     let made = Made::new();
     let padded = |bytes: usize| {
