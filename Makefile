@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint unit kubernetes e2e e2e-static faults churn soak reloads bench bench-full bench-syscalls bench-startup \
+.PHONY: help setup build build-tests demo test lint unit kubernetes e2e faults churn soak reloads bench bench-full bench-syscalls bench-startup \
 	bench-build bench-micro doc deny fuzz fuzz-brief mutants image image-twice test-image clean
 
 help: ## what there is
@@ -14,67 +14,67 @@ help: ## what there is
 setup: ## install what the demo and the tests need (Debian packages)
 	@scripts/setup
 
+# What is tested and measured is what is shipped: static programs.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+CARGO := scripts/cargo
+
 build: setup ## build the programs
-	cargo build --locked --workspace --bins
+	$(CARGO) build --locked --workspace --bins
+
+# Selected as a whole and with what tests depend on, so that each dependency has the same features, and is built once, for
+# all of what is tested.
+build-tests: setup
+	$(CARGO) build --locked --workspace --bins --tests
 
 demo: build ## the guided tour; needs root for network namespaces
-	@scripts/as-root target/debug/pillion-demo
+	@scripts/as-root target/$(HOST)/debug/pillion-demo
 
 test: setup lint unit kubernetes fuzz-brief e2e ## every check and every test
 
 lint: ## formatting, clippy, rustdoc, dependency bans and licences
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
-	cargo clippy --locked --workspace --all-targets --features pillion-testbed/image -- -D warnings
-	cargo clippy --locked -p pillion-proxy --all-targets --no-default-features -- -D warnings
-	cargo clippy --locked --manifest-path fuzz/Cargo.toml --lib --bins --examples -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+	$(CARGO) clippy --locked --workspace --all-targets --features pillion-testbed/image,pillion-benches/micro -- -D warnings
+	$(CARGO) clippy --locked -p pillion-proxy --all-targets --no-default-features -- -D warnings
+	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target --lib --bins --examples -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 	scripts/cargo-deny check --hide-inclusion-graph bans licenses sources
 
+INTEGRATION_TESTS := $(sort $(basename $(notdir $(wildcard \
+	certs/tests/*.rs proxy/tests/*.rs proxy/*/tests/*.rs iptables-init/tests/*.rs))))
 unit: ## unit tests, and that the docs match the code
-	cargo test --locked --workspace --lib --bins
-	cargo test --locked -p pillion-proxy --no-default-features --lib config::
-	cargo test --locked -p pillion-certs -p pillion-policy -p pillion-app-probes -p pillion-proxy -p pillion-inject -p pillion-init --tests
+	$(CARGO) test --locked --workspace --lib --bins $(addprefix --test ,$(INTEGRATION_TESTS))
+	$(CARGO) test --locked -p pillion-proxy --no-default-features --lib config::
 
 kubernetes: ## the examples for Kubernetes and Prometheus, by the schemas and tools that will read them
 	scripts/kubernetes-examples
 
-e2e: build ## pods in namespaces, real applications, with IPv6 and without, both TLS engines; needs root
+e2e: build-tests ## pods in namespaces, real applications, with IPv6 and without, both TLS engines; needs root
 	PILLION_TEST_TLS_ENGINE=records scripts/e2e
 	PILLION_TEST_TLS_ENGINE=rustls PILLION_TEST_IPV6=off PILLION_TEST_BULK_MIB=64 scripts/e2e
-	$(MAKE) e2e-static
 
-STATIC_SUITES := sandbox hosts lifecycle workload_api
-e2e-static: setup # what is shipped is static, and a C library does some things another way there
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --target $(HOST) \
-	    -p pillion-proxy -p pillion-init -p pillion-certs
-	for suite in $(STATIC_SUITES); do PILLION_BIN_DIR=$(CURDIR)/target/$(HOST)/debug scripts/e2e $$suite || exit 1; done
-
-faults: build ## the faults of docs/faults.md, a line for each; FAULTS=full: in their full number; needs root
+faults: build-tests ## the faults of docs/faults.md, a line for each; FAULTS=full: in their full number; needs root
 	PILLION_TEST_FAULTS=$(FAULTS) scripts/faults
 
 churn: setup ## two pods, everything changes and nothing may fail, for MINUTES=10; needs root
-	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
-	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_CHURN_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
+	$(CARGO) build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
+	PILLION_BIN_DIR=$(CURDIR)/target/$(HOST)/release PILLION_TEST_CHURN_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
 	  scripts/e2e churn --nocapture
 
 soak: setup ## all kinds of load, changes and kills at once, for MINUTES=10; needs root
-	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
-	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_SOAK_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
+	$(CARGO) build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
+	PILLION_BIN_DIR=$(CURDIR)/target/$(HOST)/release PILLION_TEST_SOAK_SECONDS=$$(($(or $(MINUTES),10) * 60)) \
 	  scripts/e2e soak --nocapture
 
 reloads: setup ## certificates replaced 1,000 times, 100 of them torn, at 200 new connections a second; needs root
-	cargo build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
-	PILLION_BIN_DIR=$(CURDIR)/target/release PILLION_TEST_RELOADS=$(or $(RELOADS),1000) \
+	$(CARGO) build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
+	PILLION_BIN_DIR=$(CURDIR)/target/$(HOST)/release PILLION_TEST_RELOADS=$(or $(RELOADS),1000) \
 	  scripts/e2e rotation --nocapture
 
-# What is measured is what is shipped: static, and built by itself, since beside the load generator
-# the proxy would get that one's features of tokio.
-HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+# Built by itself, as what is shipped: beside the load generator the proxy would get that one's features of tokio.
 bench-build: setup
 	scripts/bench-setup
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(HOST) \
-	    -p pillion-proxy -p pillion-init -p pillion-certs
+	$(CARGO) build --locked --release -p pillion-proxy -p pillion-init -p pillion-certs
 	cargo build --locked --release -p pillion-benches --bins
 	@mkdir -p target/bench
 
@@ -94,13 +94,13 @@ bench-startup: bench-build ## how long the proxy takes to be ready, and to end o
 	$(BENCH) startup $(BENCH_ARGS)
 
 bench-micro: ## criterion: what a verdict, a look at a ClientHello and a frame cost
-	cargo bench --locked -p pillion-benches
+	cargo bench --locked -p pillion-benches --features micro
 
 fuzz: ## fuzz all that parses bytes of others, each target for SECONDS=60
 	scripts/fuzz $(or $(SECONDS),60)
 
 fuzz-brief: # that every target builds, takes its seeds, and stands a few seconds of more
-	scripts/fuzz 5
+	scripts/fuzz brief
 
 mutants: ## which small changes of the policy engine no test notices, some hours (PACKAGE=pillion-certs)
 	scripts/mutants $(or $(PACKAGE),pillion-policy)
@@ -121,7 +121,7 @@ image-twice: setup # the same, and that a second build has the same bytes
 
 test-image: image ## pods made of containers, from those images
 	scripts/packages docker-compose
-	cargo build --locked -p pillion-certs
+	$(CARGO) build --locked -p pillion-certs
 	@scripts/test-image
 
 clean: ## remove what was built, and pods that a killed run left behind

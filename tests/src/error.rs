@@ -15,7 +15,7 @@ pub enum Failure {
     NotRoot,
     /// One of the project's binaries is not built.
     #[error(
-        "{path} is missing: build it with `cargo build --workspace --bins`, or name its directory \
+        "{path} is missing: build it with `scripts/cargo build --workspace --bins`, or name its directory \
          in PILLION_BIN_DIR"
     )]
     MissingBinary {

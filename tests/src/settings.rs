@@ -1,7 +1,7 @@
 //! What a person may set for a run of the suites.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ impl Settings {
         };
         let envoy = match variable("PILLION_TEST_ENVOY") {
             Some(path) => PathBuf::from(path),
-            None => bin_dir.join("../bench-tools/envoy"),
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench-tools/envoy"),
         };
         Ok(Self {
             bin_dir,

@@ -122,7 +122,7 @@ fn names_the_leaf(detail: &str) -> bool {
 
 #[test]
 fn each_client_of_the_corpus() {
-    run("corpus-clients", |bed| {
+    run("svids-clients", |bed| {
         let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
         let policy = policy::serve_in_mode("strict");
         let (corpus, options) = judged_by(bed, policy, SERVER)?;
@@ -168,7 +168,7 @@ fn s_server(server: &Pod, port: u16, svid: &Svid) -> Result<Process, Failure> {
 
 #[test]
 fn each_server_of_the_corpus() {
-    run("corpus-servers", |bed| {
+    run("svids-servers", |bed| {
         let (server, client) = (bed.pod("srv")?, bed.pod("cli")?);
         let anybody = policy::call(&[server.v4()], "spiffe://cluster.local/**");
         let (corpus, options) = judged_by(bed, anybody, CLIENT)?;
