@@ -37,7 +37,7 @@ lint: ## formatting, clippy, rustdoc, dependency bans and licences
 	$(CARGO) clippy --locked --workspace --all-targets --features pillion-testbed/image,pillion-benches/micro -- -D warnings
 	$(CARGO) clippy --locked -p pillion-proxy --all-targets --no-default-features -- -D warnings
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target --lib --bins --examples -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --features pillion-testbed/image,pillion-benches/micro --quiet
 	scripts/cargo-deny check --hide-inclusion-graph bans licenses sources
 
 INTEGRATION_TESTS := $(sort $(basename $(notdir $(wildcard \

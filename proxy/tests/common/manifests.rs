@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 /// One document of a file.
@@ -49,13 +50,39 @@ pub(crate) fn manifests(root: &Path, folder: &str) -> Vec<Manifest> {
 }
 
 /// The documents of a YAML text. `name` stands in the message of a failure.
-///
-/// `0440` is an octal number, as it is to Kubernetes, which reads YAML 1.1.
 #[track_caller]
 pub(crate) fn documents(name: &str, text: &str) -> Vec<Value> {
-    let options = serde_saphyr::options! { legacy_octal_numbers: true };
-    serde_saphyr::from_multiple_with_options(text, options)
-        .unwrap_or_else(|error| panic!("{name}: {error}"))
+    let read = |document| {
+        // A key that comes twice is an error here, and to JSON's values it is not.
+        let mut value = serde_norway::Value::deserialize(document)?;
+        value.apply_merge()?;
+        serde_norway::from_value(value)
+    };
+    let text = text.trim_start_matches('\u{feff}');
+    let read: Result<Vec<Value>, _> =
+        serde_norway::Deserializer::from_str(text).map(read).collect();
+    let mut documents = read.unwrap_or_else(|error| panic!("{name}: {error}"));
+    documents.retain(|document| !document.is_null());
+    documents.iter_mut().for_each(octal_modes);
+    documents
+}
+
+/// A file's mode is octal: `0440` is a number to Kubernetes, which reads YAML 1.1, and words to YAML 1.2. That it is not
+/// in quotes, the schemas see (`make kubernetes`).
+fn octal_modes(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(octal_modes),
+        Value::Object(entries) => {
+            for (key, value) in entries {
+                let mode = value.as_str().filter(|_| key == "defaultMode" || key == "mode");
+                match mode.and_then(|mode| u32::from_str_radix(mode.strip_prefix('0')?, 8).ok()) {
+                    Some(mode) => *value = mode.into(),
+                    None => octal_modes(value),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// A string, or nothing.
