@@ -34,6 +34,7 @@ test: setup lint unit kubernetes fuzz-brief e2e ## every check and every test
 lint: ## formatting, clippy, rustdoc, dependency bans and licences
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	scripts/profiles
 	$(CARGO) clippy --locked --workspace --all-targets --features pillion-testbed/image,pillion-benches/micro -- -D warnings
 	$(CARGO) clippy --locked -p pillion-proxy --all-targets --no-default-features -- -D warnings
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir target --lib --bins --examples -- -D warnings
